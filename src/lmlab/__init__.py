@@ -1,4 +1,4 @@
-"""lmlab: a language-model laboratory. Each idea is a room: `lmlab.tokenize`, `lmlab.rope`, `lmlab.losses`, …"""
+"""A language-model laboratory: each idea is a room, `lmlab.tokenize`, `lmlab.rope`, `lmlab.losses`, …"""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Doors that open on use: a room's `__init__` names what it offers and loads a file when a name of it is asked for."""
+"""Doors that open on use: a room names what it offers and loads a file when a name of it is asked for."""
 
 from __future__ import annotations
 
