@@ -1,0 +1,1 @@
+"""Benchmarks, one file a part: `lmlab bench PART` runs them."""
