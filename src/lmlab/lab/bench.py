@@ -1,4 +1,4 @@
-"""The frame of `lmlab bench`: register a part, time rivals side by side, print a table, keep the numbers.
+"""The frame of `lmlab bench`: name a part, time rivals side by side, print a table, keep the numbers.
 
 A part is a file in `lmlab.benchmarks` with a generator of rows under `@benchmark("name")`. Timings are made
 for ratios: the rivals take turns inside one run, so that whatever else the machine does meets them alike.
@@ -10,7 +10,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -63,23 +63,14 @@ class Row:
         return self.ratio >= float(bound) if sign == ">=" else self.ratio <= float(bound)
 
 
-@dataclass
-class _Registry:
-    parts: dict[str, list[Rows]] = field(default_factory=dict)
-
-
-_registered = _Registry()
-
-
 def benchmark(part: str) -> Callable[[Rows], Rows]:
-    """Registers a generator of rows under the name that `lmlab bench PART` uses."""
+    """Marks a generator of rows as belonging to `part`, the name that `lmlab bench PART` uses."""
 
-    def register(rows: Rows) -> Rows:
-        listed = _registered.parts.setdefault(part, [])
-        listed[:] = [old for old in listed if old.__qualname__ != rows.__qualname__] + [rows]
+    def mark(rows: Rows) -> Rows:
+        rows.__dict__["part"] = part
         return rows
 
-    return register
+    return mark
 
 
 def compare(
@@ -114,23 +105,26 @@ def compare(
     return {name: Timing(median(t), min(t), max(t), repeats) for name, t in taken.items()}
 
 
-def parts() -> list[str]:
-    """The names that `lmlab bench` takes, found by importing every file of `lmlab.benchmarks`."""
+def parts() -> dict[str, list[Rows]]:
+    """What `lmlab bench` can run: the marked generators of every file of `lmlab.benchmarks`, by part."""
     package = import_module("lmlab.benchmarks")
+    found: dict[str, list[Rows]] = {}
     for module in sorted(m.name for m in iter_modules(package.__path__)):
-        import_module(f"lmlab.benchmarks.{module}")
-    return sorted(_registered.parts)
+        for value in vars(import_module(f"lmlab.benchmarks.{module}")).values():
+            if callable(value) and "part" in getattr(value, "__dict__", {}):
+                found.setdefault(value.part, []).append(value)
+    return found
 
 
 def run_part(part: str, *, quick: bool = False, console: Console | None = None) -> list[Row]:
     """Runs one part and prints its table as the rows come."""
     known = parts()
     if part not in known:
-        raise ValueError(f"no benchmark {part!r}; there are: {', '.join(known)}")
+        raise ValueError(f"no benchmark {part!r}; there are: {', '.join(sorted(known))}")
     console = console or Console()
     rows = []
     with console.status(f"bench {part}") as status:
-        for source in _registered.parts[part]:
+        for source in known[part]:
             for row in source(quick):
                 rows.append(row)
                 status.update(f"bench {part}: {len(rows)} rows, last: {row.what}")
