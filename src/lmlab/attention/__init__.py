@@ -1,1 +1,3 @@
 """lmlab.attention"""
+
+__all__: list[str] = []

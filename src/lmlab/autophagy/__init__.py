@@ -1,1 +1,3 @@
 """lmlab.autophagy"""
+
+__all__: list[str] = []

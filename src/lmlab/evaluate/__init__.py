@@ -1,1 +1,3 @@
 """lmlab.evaluate"""
+
+__all__: list[str] = []

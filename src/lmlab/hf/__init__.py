@@ -1,1 +1,3 @@
 """lmlab.hf"""
+
+__all__: list[str] = []

@@ -1,1 +1,3 @@
 """lmlab.lab"""
+
+__all__: list[str] = []

@@ -1,1 +1,3 @@
 """lmlab.losses"""
+
+__all__: list[str] = []

@@ -1,1 +1,3 @@
 """lmlab.model"""
+
+__all__: list[str] = []

@@ -1,1 +1,3 @@
 """lmlab.retry"""
+
+__all__: list[str] = []

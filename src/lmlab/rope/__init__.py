@@ -1,1 +1,3 @@
 """lmlab.rope"""
+
+__all__: list[str] = []

@@ -1,1 +1,3 @@
 """lmlab.tokenize"""
+
+__all__: list[str] = []

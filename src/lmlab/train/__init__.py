@@ -1,1 +1,3 @@
 """lmlab.train"""
+
+__all__: list[str] = []
