@@ -1,0 +1,47 @@
+// Text to ids: the best segmentation, an exact draw, and the biased rule that is kept for comparison.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "tokenize_random.h"
+#include "tokenize_trie.h"
+
+namespace lmlab::tokenize {
+
+// Room for the sweeps over one text; grows to the longest text and is used again.
+class Scratch {
+public:
+    double* values(int64_t n) { return room(values_, values_size_, n); }
+    int32_t* nodes(int64_t n) { return room(nodes_, nodes_size_, n); }
+
+private:
+    template <class T>
+    static T* room(std::unique_ptr<T[]>& block, int64_t& size, int64_t n) {
+        if (n > size) {
+            size = n + n / 4;
+            block.reset(new T[static_cast<size_t>(size)]);
+        }
+        return block.get();
+    }
+    std::unique_ptr<double[]> values_;
+    std::unique_ptr<int32_t[]> nodes_;
+    int64_t values_size_ = 0, nodes_size_ = 0;
+};
+
+// Each returns the last node of the kept path for every end position: back[e] is the node of the piece
+// that ends at byte e (back[0] is unused). `scores`: units whose value is the score, -inf where none ends.
+const int32_t* viterbi(const Unit* scores, View text, Scratch& scratch);
+const int32_t* viterbi_sampling(const Unit* scores, View text, double alpha, Random& random, Scratch& scratch);
+
+// Appends the ids of the path that `back` holds, first to last.
+void trace(const int32_t* back, const Leaf* leaves, int64_t size, std::vector<uint32_t>& ids);
+
+// A draw from exp(alpha S) / Z, appended to ids. `weights`: units whose value is exp(alpha s), 0 where none
+// ends; every weight must lie within 2^-577 .. 2^577 (WEIGHT_LOG_LIMIT), else see tokenize_lattice.h.
+constexpr double WEIGHT_LOG_LIMIT = 400.0;
+void sample(const Unit* weights, const Leaf* leaves, View text, Random& random, Scratch& scratch,
+            std::vector<uint32_t>& ids);
+
+}  // namespace lmlab::tokenize
