@@ -1,5 +1,6 @@
 """The frame of `lmlab bench`: targets, interleaving, the table, the JSON."""
 
+import io
 import json
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def test_table_and_json_hold_the_figures(tmp_path: Path) -> None:
         Row("encode", "other", ours=1.5e-6, theirs=3.2e-3, ratio=2133.0, target=">= 2"),
         Row("memory", ours=12.5, unit="MiB", note="peak above import"),
     ]
-    console = Console(width=120, record=True, file=(tmp_path / "out.txt").open("w"))
+    console = Console(width=120, record=True, file=io.StringIO())
     console.print(table("toy", rows))
     text = console.export_text()
     for part in ("1.5 µs", "3.2 ms", "2.13e+03", "reached", "12.5 MiB", "peak above import"):
