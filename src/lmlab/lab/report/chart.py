@@ -1,0 +1,339 @@
+"""Charts as SVG text. Colours are CSS variables, so that one drawing reads on light, dark and paper.
+
+Every function returns one `<svg>` with a title and a description for those who can't see it, or who point at
+it. Ids are made from `name`, which is unique in a report.
+"""
+
+import math
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lmlab.lab.report.scale import Axis, Scale, fit
+from lmlab.lab.report.text import escape, finite, short, shorten
+
+HALF, FULL = 480, 820  # widths in pixels of the drawing
+COLOURS = 8
+LINE = 18  # height of a line of text
+MARKED = 60  # a line of more points is drawn without marks
+
+Point = tuple[float, float | None]
+Colour = int | Literal["grey"]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line. `points`: (x, y), y None is a gap; `band`: (x, low, high)."""
+
+    name: str
+    points: Sequence[Point]
+    colour: Colour = 0
+    band: Sequence[tuple[float, float, float]] = ()
+    marks: bool = True
+    dashed: bool = False
+    faint: bool = False
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A dashed line across the plot at a number of one axis."""
+
+    axis: Literal["x", "y"]
+    value: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar. `label`: its row; `dots`: single values behind a mean; `note`: after the number."""
+
+    label: str
+    value: float
+    colour: Colour = 0
+    dots: Sequence[float] = ()
+    note: str = ""
+    strong: bool = False
+
+
+@dataclass
+class _Plot:
+    """The rectangle that the data is drawn in, and the two scales."""
+
+    x: Scale
+    y: Scale
+    left: float
+    top: float
+    right: float
+    bottom: float
+    body: list[str] = field(default_factory=list)
+
+    def across(self, value: float) -> float:
+        return self.left + self.x.place(value) * (self.right - self.left)
+
+    def down(self, value: float) -> float:
+        return self.bottom - self.y.place(value) * (self.bottom - self.top)
+
+
+def line_chart(
+    name: str,
+    title: str,
+    description: str,
+    series: Sequence[Series],
+    x: Axis,
+    y: Axis,
+    *,
+    rules: Sequence[Rule] = (),
+    width: int = HALF,
+    height: int = 270,
+    square: bool = False,
+    margin: float = 0.0,
+) -> str:
+    """Lines over two axes with a legend above.
+
+    square: a unit is as long on y as on x. margin: at least so much on the left, so that charts one above the
+    other can have one x axis.
+    """
+    xs = [p[0] for s in series for p in s.points] + [r.value for r in rules if r.axis == "x"]
+    ys: list[float | None] = [p[1] for s in series for p in s.points]
+    ys += [v for s in series for b in s.band for v in b[1:]] + [r.value for r in rules if r.axis == "y"]
+    xscale, yscale = fit(x, xs), fit(y, ys)
+    legend, legend_height = _legend(series, width) if len(series) > 1 else ("", 0)
+    left = max(margin, 10 + max(map(text_width, map(y.form, yscale.ticks)), default=0))
+    last = text_width(x.form(xscale.ticks[-1])) / 2 if xscale.ticks else 0.0
+    top = (
+        legend_height + (24 if y.label else 8) + (14 if any(r.axis == "x" and r.label for r in rules) else 0)
+    )
+    plot = _Plot(xscale, yscale, left, top, width - max(12, last), top + height - 60)
+    if square:
+        plot.bottom = plot.top + (plot.right - plot.left) * (yscale.high - yscale.low) / (
+            xscale.high - xscale.low
+        )
+    parts = [legend, *_axes(plot, x, y, legend_height), *(_rule(plot, r) for r in rules)]
+    for s in series:
+        parts += _draw(plot, s, x, y)
+    return svg(name, width, plot.bottom + (42 if x.label else 24), title, description, parts)
+
+
+def bar_chart(
+    name: str,
+    title: str,
+    description: str,
+    bars: Sequence[Bar],
+    axis: Axis,
+    *,
+    width: int = FULL,
+    digits: int = 2,
+) -> str:
+    """Horizontal bars from 0, each with its label before and its number behind."""
+    scale = fit(Axis(axis.label, 0.0, axis.high), [b.value for b in bars] + [d for b in bars for d in b.dots])
+    labels = [shorten(b.label, 28) for b in bars]
+    left = min(0.4 * width, 10 + max(map(text_width, labels), default=0))
+    notes = [f"{b.value:.{digits}f} {b.note}".strip() for b in bars]
+    right = width - 10 - max(map(text_width, notes), default=0)
+    step, thick = 28, 17
+    bottom = 8 + step * len(bars)
+    plot = _Plot(scale, Scale(0, 1, False, ()), left, 8, right, bottom)
+    parts = []
+    for tick in scale.ticks:
+        place = plot.across(tick)
+        parts.append(_line("grid", place, 4, place, bottom))
+        parts.append(_text(place, bottom + 16, axis.form(tick), "dim", "middle"))
+    parts.append(_text((left + right) / 2, bottom + 34, axis.label, "dim", "middle"))
+    for i, (bar, label, note) in enumerate(zip(bars, labels, notes, strict=True)):
+        top = 8 + step * i + (step - thick) / 2
+        end = plot.across(bar.value)
+        strong = " strong" if bar.strong else ""
+        tip = escape(f"{bar.label}: {note}")
+        parts.append(
+            f'<rect class="bar {_colour(bar.colour)}" x="{left:.1f}" y="{top:.1f}" '
+            f'width="{max(end - left, 1):.1f}" height="{thick}" rx="2"><title>{tip}</title></rect>'
+        )
+        parts += [
+            f'<circle class="seed" cx="{plot.across(d):.1f}" cy="{top + thick / 2:.1f}" r="3">'
+            f"<title>{escape(f'{bar.label}, one seed: {d:.{digits}f}')}</title></circle>"
+            for d in bar.dots
+        ]
+        furthest = max([end, *map(plot.across, bar.dots)])
+        parts.append(_text(left - 8, top + 13, label, "ink" + strong, "end"))
+        parts.append(_text(furthest + 7, top + 13, note, "ink" + strong))
+    return svg(name, width, bottom + 42, title, description, parts)
+
+
+def heat_map(
+    name: str,
+    title: str,
+    description: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    *,
+    row_label: str,
+    column_label: str,
+    width: int = HALF,
+) -> str:
+    """Shares in 0 … 1: deeper colour is more, the number is in the cell; a dashed cell wasn't measured."""
+    left = 10 + max(map(text_width, rows), default=0)
+    top, size = 24, 30
+    step = (width - 4 - left) / max(1, len(columns))
+    parts = [_text(0, 14, row_label, "dim")]
+    for i, (row, cells) in enumerate(zip(rows, values, strict=True)):
+        y = top + size * i
+        parts.append(_text(left - 8, y + 20, row, "dim", "end"))
+        for j, value in enumerate(cells):
+            known = finite(value)
+            box = (
+                f'x="{left + step * j + 1:.1f}" y="{y + 1}" width="{step - 2:.1f}" height="{size - 2}" rx="3"'
+            )
+            if known is None:
+                parts.append(f'<rect class="empty" {box}/>')
+                continue
+            tip = escape(f"{row_label} {row}, {column_label} {columns[j]}: {known:.2f}")
+            opacity = 0.05 + 0.95 * min(1.0, max(0.0, known))
+            parts.append(f'<rect class="cell" fill-opacity="{opacity:.2f}" {box}><title>{tip}</title></rect>')
+            middle = left + step * (j + 0.5)
+            parts.append(_text(middle, y + 20, f"{known:.2f}", "on" if opacity > 0.6 else "ink", "middle"))
+    bottom = top + size * len(rows)
+    parts += [_text(left + step * (j + 0.5), bottom + 16, c, "dim", "middle") for j, c in enumerate(columns)]
+    parts.append(_text((left + width) / 2, bottom + 34, column_label, "dim", "middle"))
+    return svg(name, width, bottom + 42, title, description, parts)
+
+
+def svg(name: str, width: float, height: float, title: str, description: str, parts: Iterable[str]) -> str:
+    """One drawing with its accessible name and description."""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {width:.0f} {height:.0f}" '
+        f'width="{width:.0f}" height="{height:.0f}" style="max-width: {1.18 * width:.0f}px" role="img" '
+        f'aria-labelledby="{escape(name)}-title {escape(name)}-desc">'
+        f'<title id="{escape(name)}-title">{escape(title)}</title>'
+        f'<desc id="{escape(name)}-desc">{escape(description)}</desc>'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def text_width(text: str) -> float:
+    """About how wide 12 px text is: a browser's font isn't known here, so it is a little too much."""
+    return 4 + sum(map(_character_width, text))
+
+
+def _character_width(char: str) -> float:
+    if unicodedata.east_asian_width(char) in "WF":
+        return 12.5
+    if char in " .,:;'|!()[]filjt1":
+        return 5.0
+    return 10.5 if char in "mwMW@%" or unicodedata.category(char) == "Lu" else 7.6
+
+
+def _colour(colour: Colour) -> str:
+    return "grey" if colour == "grey" else f"s{colour % COLOURS}"
+
+
+def _line(style: str, x1: float, y1: float, x2: float, y2: float) -> str:
+    return f'<line class="{style}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _text(
+    x: float, y: float, text: str, style: str = "ink", anchor: Literal["start", "middle", "end"] = "start"
+) -> str:
+    place = "" if anchor == "start" else f' text-anchor="{anchor}"'
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}"{place}>{escape(text)}</text>'
+
+
+def _legend(series: Sequence[Series], width: int) -> tuple[str, float]:
+    parts, x, y = [], 0.0, 12.0
+    for s in series:
+        label = shorten(s.name, 34)
+        if not label:
+            continue
+        size = 32 + text_width(label)
+        if x and x + size > width:
+            x, y = 0.0, y + LINE
+        style = f"line {_colour(s.colour)}" + " dashed" * s.dashed + " faint" * s.faint
+        parts.append(_line(style, x, y - 4, x + 20, y - 4))
+        if s.marks and len(s.points) <= MARKED:
+            parts.append(_mark(s.colour, x + 10, y - 4, ""))
+        parts.append(_text(x + 26, y, label))
+        x += size + 8
+    return "".join(parts), y + 8
+
+
+def _axes(plot: _Plot, x: Axis, y: Axis, above: float) -> list[str]:
+    parts = []
+    for tick in plot.y.ticks:
+        place = plot.down(tick)
+        parts.append(_line("grid", plot.left, place, plot.right, place))
+        parts.append(_text(plot.left - 7, place + 4, y.form(tick), "dim", "end"))
+    parts.append(_line("axis", plot.left, plot.bottom, plot.right, plot.bottom))
+    taken = -math.inf
+    for tick in plot.x.ticks:
+        place, label = plot.across(tick), x.form(tick)
+        half = text_width(label) / 2
+        parts.append(_line("axis", place, plot.bottom, place, plot.bottom + 4))
+        if place - half > taken + 4:  # a label that would run into its neighbour is left out
+            parts.append(_text(place, plot.bottom + 18, label, "dim", "middle"))
+            taken = place + half
+    if x.label:
+        parts.append(_text((plot.left + plot.right) / 2, plot.bottom + 36, x.label, "dim", "middle"))
+    if y.label:
+        parts.append(_text(0, above + 12, y.label, "dim"))
+    return parts
+
+
+def _rule(plot: _Plot, rule: Rule) -> str:
+    if rule.axis == "x":
+        place = plot.across(rule.value)
+        near_end = place > (plot.left + plot.right) / 2
+        label = _text(place, plot.top - 4, rule.label, "dim", "end" if near_end else "start")
+        return _line("rule", place, plot.top - 2, place, plot.bottom) + label
+    place = plot.down(rule.value)
+    return _line("rule", plot.left, place, plot.right, place) + _text(
+        plot.right, place - 5, rule.label, "dim", "end"
+    )
+
+
+def _draw(plot: _Plot, s: Series, x: Axis, y: Axis) -> list[str]:
+    colour = _colour(s.colour)
+    parts = []
+    if s.band:
+        upper = [f"{plot.across(a):.1f},{plot.down(c):.1f}" for a, _, c in s.band]
+        lower = [f"{plot.across(a):.1f},{plot.down(b):.1f}" for a, b, _ in reversed(s.band)]
+        parts.append(f'<polygon class="band {colour}" points="{" ".join(upper + lower)}"/>')
+    style = f"line {colour}" + " dashed" * s.dashed + " faint" * s.faint
+    for run in _runs(s.points):
+        if len(run) > 1:
+            points = " ".join(f"{plot.across(a):.1f},{plot.down(b):.1f}" for a, b in run)
+            parts.append(f'<polyline class="{style}" points="{points}"/>')
+        if (s.marks and len(s.points) <= MARKED) or len(run) == 1:
+            parts += [
+                _mark(s.colour, plot.across(a), plot.down(b), f"{s.name}: {x.form(a)}, {short(b)}")
+                for a, b in run
+            ]
+    return parts
+
+
+def _runs(points: Sequence[Point]) -> list[list[tuple[float, float]]]:
+    """Stretches without gaps."""
+    runs: list[list[tuple[float, float]]] = [[]]
+    for a, b in points:
+        known = finite(b)
+        if known is None:
+            runs.append([])
+        else:
+            runs[-1].append((a, known))
+    return [run for run in runs if run]
+
+
+def _mark(colour: Colour, x: float, y: float, tip: str) -> str:
+    """A shape for each colour: colour is never the only difference."""
+    inner = f"<title>{escape(tip)}</title>" if tip else ""
+    style = f'class="mark {_colour(colour)}"'
+    shape = 0 if colour == "grey" else colour % 4
+    if shape == 0:
+        return f'<circle {style} cx="{x:.1f}" cy="{y:.1f}" r="3.6">{inner}</circle>'
+    if shape == 1:
+        return f'<rect {style} x="{x - 3.3:.1f}" y="{y - 3.3:.1f}" width="6.6" height="6.6">{inner}</rect>'
+    corners = (
+        [(0, -4.4), (4.2, 3.2), (-4.2, 3.2)] if shape == 2 else [(0, -4.8), (4.8, 0), (0, 4.8), (-4.8, 0)]
+    )
+    points = " ".join(f"{x + a:.1f},{y + b:.1f}" for a, b in corners)
+    return f'<polygon {style} points="{points}">{inner}</polygon>'

@@ -1,0 +1,227 @@
+"""Longer than it was trained on: loss against context and position, and the passkey test."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lmlab.lab.report.chart import FULL, Colour, Rule, Series, heat_map, line_chart
+from lmlab.lab.report.figure import Figure, Panel, Section, Table, html_table
+from lmlab.lab.report.read import RunFiles, mapping, objects
+from lmlab.lab.report.scale import Axis
+from lmlab.lab.report.text import amount, escape, finite, number, short
+
+
+def section(run: RunFiles) -> Section:
+    figures: list[Figure] = []
+    variants = _first_seeds(run)
+    for i, (variant, result) in enumerate(variants):
+        suffix = f"-{i + 1}" if len(variants) > 1 else ""
+        of = f" ({variant})" if len(variants) > 1 else ""
+        told = mapping(result.get("length"))
+        found = [
+            _context(told, suffix, of, variant),
+            _position(told, suffix, of, variant),
+            _table(told, suffix, of, variant),
+            _passkey(objects(result.get("passkey")), suffix, of, variant),
+        ]
+        figures += [f for f in found if f]
+    lead = (
+        ""
+        if figures
+        else "No length test ran: the recipe has no <code>[evaluate.length]</code>, or it isn't done."
+    )
+    return Section("length", "Longer than it was trained on", lead, figures)
+
+
+def _first_seeds(run: RunFiles) -> list[tuple[str, Mapping[str, Any]]]:
+    """Variants with a length test, by their first seed."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for stage in run.of("evaluate"):
+        if mapping(stage.result.get("length")) or objects(stage.result.get("passkey")):
+            found.setdefault(stage.variant, stage.result)
+    return list(found.items())
+
+
+def _colours(methods: Sequence[str]) -> dict[str, Colour]:
+    """The window is grey everywhere; the others keep their colour from figure to figure."""
+    others = [m for m in methods if m != "window"]
+    return {m: others.index(m) for m in others} | {"window": "grey"}
+
+
+def _methods(told: Mapping[str, Any]) -> list[str]:
+    rows = [*objects(told.get("rows")), *objects(told.get("by_position"))]
+    return list(dict.fromkeys(str(r.get("method")) for r in rows))
+
+
+def _trained(told: Mapping[str, Any]) -> list[Rule]:
+    length = finite(told.get("train_length"))
+    return [] if length is None else [Rule("x", length, f"trained on {length:g} tokens")]
+
+
+def _context(told: Mapping[str, Any], suffix: str, of: str, variant: str) -> Figure | None:
+    colours = _colours(_methods(told))
+    series, rows = [], []
+    for row in objects(told.get("rows")):
+        method = str(row.get("method"))
+        points, band = [], []
+        for loss in objects(row.get("losses")):
+            x, y = finite(loss.get("context")), finite(loss.get("loss"))
+            if x is None:
+                continue
+            points.append((x, y))
+            error = finite(loss.get("stderr"))
+            if y is not None and error is not None:
+                band.append((x, y - error, y + error))
+            rows.append([variant, method, row.get("extension"), x, y, error, loss.get("targets")])
+        if points:
+            colour = colours[method]
+            series.append(Series(method, points, colour, band, dashed=colour == "grey"))
+    if not series:
+        return None
+    ticks = sorted({x for s in series for x, _ in s.points})
+    last = finite(told.get("last"))
+    name = f"loss-by-context{suffix}"
+    body = line_chart(
+        name,
+        f"Loss on the same last tokens against the context they see{of}",
+        "; ".join(f"{s.name}: {', '.join(f'{x:g} {number(y)}' for x, y in s.points)}" for s in series),
+        series,
+        Axis("context, tokens", log=True, at=ticks, form=short),
+        Axis("nats a token"),
+        rules=_trained(told),
+        width=FULL,
+        height=320,
+    )
+    table = Table(["variant", "method", "extension", "context", "loss", "stderr", "targets"], rows)
+    same = f"the same last {last:g} tokens" if last is not None else "the same last tokens"
+    return Figure(
+        name,
+        f"Does more context help?{of}",
+        f"Loss on {same} of each document as the context before them grows; a method is of use only where "
+        "its line falls below the dashed grey one, the window's (bands: ± 1 standard error).",
+        [Panel(name, body, table, wide=True)],
+    )
+
+
+def _position(told: Mapping[str, Any], suffix: str, of: str, variant: str) -> Figure | None:
+    colours = _colours(_methods(told))
+    series, rows = [], []
+    end = 0.0
+    for row in objects(told.get("by_position")):
+        method = str(row.get("method"))
+        points = []
+        for span in objects(row.get("rows")):
+            start, stop, y = (finite(span.get(k)) for k in ("start", "stop", "loss"))
+            if start is not None and stop is not None:
+                points.append(((start + stop) / 2, y))
+                rows.append([variant, method, start, stop, y])
+                end = max(end, stop)
+        if points:
+            series.append(Series(method, points, colours[method], dashed=colours[method] == "grey"))
+    if not series:
+        return None
+    name = f"loss-by-position{suffix}"
+    length = finite(told.get("train_length"))
+    ticks = [length * i for i in range(int(end // length) + 1)] if length else []
+    body = line_chart(
+        name,
+        f"Loss against the position in the text{of}",
+        "; ".join(f"{s.name} ends at {number(s.points[-1][1])}" for s in series),
+        series,
+        Axis("position, tokens", 0.0, end, at=ticks if 1 < len(ticks) < 20 else None),
+        Axis("nats a token"),
+        rules=_trained(told),
+        width=FULL,
+        height=320,
+    )
+    return Figure(
+        name,
+        f"Loss by position{of}",
+        "Mean loss of the tokens at each place of a long text; a line that climbs behind the trained length "
+        "has lost its way, one that stays level has at least kept calm.",
+        [Panel(name, body, Table(["variant", "method", "start", "stop", "loss"], rows), wide=True)],
+    )
+
+
+def _table(told: Mapping[str, Any], suffix: str, of: str, variant: str) -> Figure | None:
+    rows = objects(told.get("rows"))
+    if not rows:
+        return None
+    keys = ["method", "extension", "tax", "gain", "over_window", "identical"]
+    cells = [
+        [
+            escape(r.get("method")),
+            escape(r.get("extension") or "–"),
+            *(_signed(r.get(k)) for k in keys[2:5]),
+            _yes(r.get("identical")),
+        ]
+        for r in rows
+    ]
+    body = html_table(
+        ["method", "setting", "tax", "gain", "over the window", "identical when short"], cells, text=(0, 1, 5)
+    )
+    name = f"length-table{suffix}"
+    return Figure(
+        name,
+        f"What each method costs and brings{of}",
+        "In nats a token. Tax: what it adds at the trained length; gain: how far the loss falls from there "
+        "to the longest context; over the window: its loss there less the window's, of use if negative.",
+        [
+            Panel(
+                name,
+                body,
+                Table(["variant", *keys], [[variant, *(r.get(k) for k in keys)] for r in rows]),
+                wide=True,
+            )
+        ],
+    )
+
+
+def _yes(value: Any) -> str:
+    return ("yes" if value else "no") if isinstance(value, bool) else "–"
+
+
+def _signed(value: Any) -> str:
+    known = finite(value)
+    return "–" if known is None else f"{known:+.3f}".replace("-", "−")
+
+
+def _passkey(found: Sequence[Mapping[str, Any]], suffix: str, of: str, variant: str) -> Figure | None:
+    methods = list(dict.fromkeys(str(p.get("method")) for p in found))
+    panels = []
+    for i, method in enumerate(methods):
+        mine = [p for p in found if str(p.get("method")) == method]
+        lengths = sorted({x for p in mine if (x := finite(p.get("length"))) is not None})
+        depths = sorted({x for p in mine if (x := finite(p.get("depth"))) is not None})
+        if not lengths or not depths:
+            continue
+        known = {(finite(p.get("length")), finite(p.get("depth"))): finite(p.get("accuracy")) for p in mine}
+        name = f"passkey{suffix}-{i + 1}"
+        title = f"Passkey accuracy, {method}{of}"
+        body = heat_map(
+            name,
+            title,
+            "; ".join(
+                f"length {amount(a)}, depth {b:g}: {number(c)}"
+                for (a, b), c in known.items()
+                if a and b is not None
+            ),
+            [short(x) for x in lengths],
+            [f"{x:g}" for x in depths],
+            [[known.get((a, b)) for b in depths] for a in lengths],
+            row_label="length, tokens",
+            column_label="depth of the key (0: start, 1: end)",
+        )
+        table = Table(
+            ["variant", "method", "length", "depth", "accuracy"],
+            [[variant, method, *(p.get(k) for k in ("length", "depth", "accuracy"))] for p in mine],
+        )
+        panels.append(Panel(name, body, table, title=method))
+    if not panels:
+        return None
+    return Figure(
+        f"passkey{suffix}",
+        f"Finding a key in filler{of}",
+        "Share of trials in which the model repeated a random key hidden at that depth of a text of that "
+        "length; deep colour is always, pale is never.",
+        panels,
+    )

@@ -1,0 +1,194 @@
+"""How text is cut: bytes a token by script, the longest pieces, sampled segmentations, the training curve."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lmlab.lab.report.chart import FULL, Bar, Colour, Series, bar_chart, line_chart
+from lmlab.lab.report.figure import Figure, Panel, Section, Table, html_table
+from lmlab.lab.report.read import RunFiles, Stage, array, get, mapping, objects
+from lmlab.lab.report.scale import Axis
+from lmlab.lab.report.text import amount, escape, finite, number, shorten
+
+TINTS = 4
+LONGEST = 12
+SCRIPTS = 12
+
+
+def section(run: RunFiles) -> Section:
+    stages = _unlike(run)
+    if not stages:
+        return Section("tokenizer", "How text is cut", "No tokenizer is trained in this run yet.")
+    lead = "; ".join(
+        f"{_called(s, stages)}{amount(s.result.get('vocab_size'))} pieces, "
+        f"{number(get(s.result, 'bytes_per_token', 'held_out'))} bytes a token on held-out text"
+        for s in stages
+    )
+    figures = [f for f in (_scripts(stages), _pieces(stages), _segmentations(stages), _rounds(stages)) if f]
+    return Section("tokenizer", "How text is cut", escape(lead[:1].upper() + lead[1:]) + ".", figures)
+
+
+def _unlike(run: RunFiles) -> list[Stage]:
+    """Each tokenizer once, with the first variant that uses it."""
+    return list({s.directory: s for s in reversed(run.of("tokenize"))}.values())[::-1]
+
+
+def _called(stage: Stage, stages: Sequence[Stage]) -> str:
+    return f"{stage.variant}: " if len(stages) > 1 else ""
+
+
+def _scripts(stages: Sequence[Stage]) -> Figure | None:
+    bars, rows = [], []
+    for i, stage in enumerate(stages):
+        scripts = [(k, v) for k, v in mapping(stage.result.get("by_script")).items() if finite(v) is not None]
+        scripts.sort(key=lambda pair: -pair[1])
+        rows += [[stage.variant, script, value] for script, value in scripts]
+        colour: Colour = i
+        bars += [Bar(_called(stage, stages) + str(k), v, colour) for k, v in scripts[:SCRIPTS]]
+    if not bars:
+        return None
+    body = bar_chart(
+        "bytes-per-token",
+        "Bytes a token by script",
+        "; ".join(f"{b.label} {b.value:.2f}" for b in bars),
+        bars,
+        Axis("bytes a token"),
+    )
+    return Figure(
+        "bytes-per-token",
+        "Bytes a token by script",
+        "Longer bars mean that a token holds more text of that script; one Chinese character alone is three "
+        "bytes, one Latin letter is one.",
+        [Panel("bytes-per-token", body, Table(["variant", "script", "bytes_per_token"], rows), wide=True)],
+    )
+
+
+def _pieces(stages: Sequence[Stage]) -> Figure | None:
+    panels = []
+    for i, stage in enumerate(stages):
+        longest = objects(stage.result.get("longest"))
+        if not longest:
+            continue
+        rows = [
+            [
+                f'<span class="piece p{j % TINTS}">{_blank(shorten(p.get("piece"), 40))}</span>',
+                amount(p.get("bytes")),
+                number(p.get("score")),
+            ]
+            for j, p in enumerate(longest[:LONGEST])
+        ]
+        panels.append(
+            Panel(
+                f"longest-pieces{_suffix(i, stages)}",
+                html_table(["piece", "bytes", "log-probability"], rows),
+                Table(
+                    ["variant", "piece", "bytes", "score"],
+                    [[stage.variant, str(p.get("piece")), p.get("bytes"), p.get("score")] for p in longest],
+                ),
+                title=stage.variant if len(stages) > 1 else "",
+                wide=len(stages) == 1,
+            )
+        )
+    if not panels:
+        return None
+    return Figure(
+        "longest-pieces",
+        "The longest pieces",
+        "What the tokenizer took for one unit; a long piece is a phrase that the training text repeats. "
+        "A dot stands for a space.",
+        panels,
+    )
+
+
+def _segmentations(stages: Sequence[Stage]) -> Figure | None:
+    panels = []
+    for i, stage in enumerate(stages):
+        cuts = objects(stage.result.get("segmentations"))
+        if not cuts:
+            continue
+        panels.append(
+            Panel(
+                f"segmentations{_suffix(i, stages)}",
+                "".join(map(_segmentation, cuts)),
+                Table(
+                    ["variant", "alpha", "tokens", "text", "pieces"],
+                    [
+                        [
+                            stage.variant,
+                            "viterbi" if c.get("alpha") is None else c.get("alpha"),
+                            len(array(c.get("pieces"))),
+                            str(c.get("text")),
+                            " | ".join(map(str, array(c.get("pieces")))),
+                        ]
+                        for c in cuts
+                    ],
+                ),
+                title=stage.variant if len(stages) > 1 else "",
+                wide=True,
+            )
+        )
+    if not panels:
+        return None
+    return Figure(
+        "segmentations",
+        "One text, cut several ways",
+        "Each coloured box is a token: the best cut (Viterbi) first, then cuts drawn at random, where a "
+        "small α strays further from the best one.",
+        panels,
+    )
+
+
+def _segmentation(cut: Mapping[str, Any]) -> str:
+    alpha = finite(cut.get("alpha"))
+    pieces = array(cut.get("pieces"))
+    drawn = "".join(f'<span class="piece p{j % TINTS}">{_blank(p)}</span>' for j, p in enumerate(pieces))
+    how = "Viterbi" if alpha is None else f"sampled, α = {alpha:g}"
+    return (
+        f'<div class="segmentation"><span>{how}<br/>{len(pieces)} tokens</span>'
+        f'<p class="pieces token">{drawn}</p></div>'
+    )
+
+
+def _rounds(stages: Sequence[Stage]) -> Figure | None:
+    series, rows = [], []
+    for i, stage in enumerate(stages):
+        points = [
+            (x, y)
+            for r in objects(stage.result.get("rounds"))
+            if (x := finite(r.get("size"))) and (y := finite(r.get("bytes_per_token"))) is not None
+        ]
+        if points:
+            colour: Colour = i
+            series.append(Series(stage.variant, sorted(points), colour))
+            rows += [[stage.variant, x, y] for x, y in points]
+    if not series:
+        return None
+    sizes = sorted({x for s in series for x, _ in s.points})
+    body = line_chart(
+        "tokenizer-training",
+        "Bytes a token against the size of the vocabulary",
+        "; ".join(
+            f"{s.name} ends at {s.points[0][1]:.2f} bytes a token with {s.points[0][0]:.0f} pieces"
+            for s in series
+        ),
+        series,
+        Axis("pieces in the vocabulary (training goes from right to left)", log=True, at=sizes),
+        Axis("bytes a token"),
+        width=FULL,
+        height=260,
+    )
+    return Figure(
+        "tokenizer-training",
+        "Training the tokenizer",
+        "Training starts with too many pieces and takes away the least useful ones: the lower the line "
+        "falls, the more compression the smaller vocabulary costs.",
+        [Panel("tokenizer-training", body, Table(["variant", "size", "bytes_per_token"], rows), wide=True)],
+    )
+
+
+def _suffix(index: int, stages: Sequence[Stage]) -> str:
+    return f"-{index + 1}" if len(stages) > 1 else ""
+
+
+def _blank(piece: Any) -> str:
+    """A piece with its white space to be seen."""
+    return escape(piece).replace(" ", "·")

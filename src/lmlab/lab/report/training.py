@@ -1,0 +1,138 @@
+"""How it learned: loss against tokens, the learning rate below."""
+
+from collections.abc import Sequence
+
+from lmlab.lab.report.chart import FULL, Series, line_chart
+from lmlab.lab.report.figure import Figure, Panel, Section, Table
+from lmlab.lab.report.read import RunFiles, Stage, get, objects
+from lmlab.lab.report.scale import Axis
+from lmlab.lab.report.text import finite
+
+DRAWN = 400  # points of a line at most
+MARGIN = 56.0  # one x axis for both charts
+SMOOTH = 40  # the bold line is the mean over this share of the run
+
+
+def section(run: RunFiles) -> Section:
+    stages = [s for s in run.of("train") if _points(s, "loss")]
+    if not stages:
+        return Section("training", "How it learned", "No training is finished in this run yet.")
+    names = run.variants("train")
+    series: list[Series] = []
+    rates: list[Series] = []
+    several = len(stages) > 1
+    for stage in stages:
+        colour = names.index(stage.variant)
+        label = _label(stage, run)
+        loss = _points(stage, "loss")
+        series.append(Series("", _thin(loss), colour, marks=False, faint=True))
+        prefix = f"{label}: " if several else ""
+        series.append(Series(f"{prefix}training", _thin(_smooth(loss)), colour, marks=False, dashed=several))
+        held_out = _points(stage, "held_out")
+        if held_out:
+            other = colour if several else colour + 1
+            series.append(Series(f"{prefix}held out", held_out, other))
+        rates.append(Series(label, _thin(_points(stage, "lr")), colour, marks=False))
+    losses = [v for s in series if s.name for _, v in s.points if v is not None]
+    top = sorted(losses)[-1]
+    name = "loss"
+    x = Axis("tokens read", low=0.0)
+    drawn = line_chart(
+        name,
+        "Loss against tokens read",
+        f"{len(stages)} training runs; the last held-out losses are "
+        + ", ".join(f"{_label(s, run)} {s.result.get('held_out_loss')}" for s in stages),
+        [_capped(s, top) for s in series],
+        x,
+        Axis("nats a token"),
+        width=FULL,
+        height=330,
+        margin=MARGIN,
+    )
+    rate = line_chart(
+        "learning-rate",
+        "Learning rate against tokens read",
+        "The schedule: warm-up, then decay.",
+        _unlike(rates),
+        x,
+        Axis("learning rate", low=0.0),
+        width=FULL,
+        height=170,
+        margin=MARGIN,
+    )
+    columns = ["variant", "seed", "step", "tokens", "loss", "held_out", "lr", "grad_norm"]
+    rows = [
+        [s.variant, s.seed, *(h.get(c) for c in columns[2:])]
+        for s in stages
+        for h in objects(s.result.get("history"))
+    ]
+    table = Table(columns, rows)
+    rate_table = Table(["variant", "seed", "tokens", "lr"], [[r[0], r[1], r[3], r[6]] for r in rows])
+    note = _vocabularies(run)
+    figure = Figure(
+        "training",
+        "Loss and learning rate",
+        "The bold line is the smoothed training loss (thin: each step), marks are the loss on held-out text; "
+        "where the two part, the model begins to learn its training text by heart.",
+        [Panel(name, drawn, table, wide=True), Panel("learning-rate", rate, rate_table, wide=True)],
+        note,
+    )
+    return Section("training", "How it learned", figures=[figure])
+
+
+def _label(stage: Stage, run: RunFiles) -> str:
+    seeds = {s.seed for s in run.of("train", stage.variant)}
+    return stage.variant if len(seeds) < 2 else f"{stage.variant}, seed {stage.seed}"
+
+
+def _vocabularies(run: RunFiles) -> str:
+    sizes = {get(s.result, "vocab_size") for s in run.of("tokenize")}
+    if len(sizes) < 2:
+        return ""
+    return (
+        '<p class="dim">The variants have different tokenizers: a loss a token can\'t be compared between '
+        "them, bits per byte can.</p>"
+    )
+
+
+def _points(stage: Stage, key: str) -> list[tuple[float, float]]:
+    pairs = ((finite(h.get("tokens")), finite(h.get(key))) for h in objects(stage.result.get("history")))
+    return [(x, y) for x, y in pairs if x is not None and y is not None]
+
+
+def _smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The mean over a window around each point that shrinks at both ends."""
+    half = len(points) // (2 * SMOOTH)
+    total = [0.0]
+    for _, y in points:
+        total.append(total[-1] + y)
+    smooth = []
+    for i, (x, _) in enumerate(points):
+        room = min(half, i, len(points) - 1 - i)
+        smooth.append((x, (total[i + room + 1] - total[i - room]) / (2 * room + 1)))
+    return smooth
+
+
+def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Every k-th point and the last."""
+    step = -(-len(points) // DRAWN) or 1
+    kept = list(points[::step])
+    if points and kept[-1] != points[-1]:
+        kept.append(points[-1])
+    return kept
+
+
+def _capped(series: Series, top: float) -> Series:
+    """Single steps above every smoothed loss are drawn at the edge, so that one spike doesn't flatten all."""
+    if series.name:
+        return series
+    points = [(x, None if y is None else min(y, top)) for x, y in series.points]
+    return Series("", points, series.colour, marks=False, faint=True)
+
+
+def _unlike(series: Sequence[Series]) -> list[Series]:
+    """One line for each schedule: the same one many times says nothing."""
+    kept: dict[tuple[object, ...], Series] = {}
+    for s in series:
+        kept.setdefault(tuple(s.points), s)
+    return list(kept.values())
