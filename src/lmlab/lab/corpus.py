@@ -1,0 +1,467 @@
+"""Raw text in, two files of documents out: `train.jsonl` and `held_out.jsonl`, one `{"text": …}` a line.
+
+Everything that is left out is counted by its reason. A path is read only if it is a regular file: a loop of
+links, a device or a FIFO is named and passed over, never read for ever. Memory stays bounded: documents are
+streamed to disk and only their hashes are kept.
+"""
+
+from __future__ import annotations
+
+import glob as globbing
+import hashlib
+import io
+import json
+import lzma
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from lmlab.lab.recipe import CorpusOptions
+from lmlab.lab.stages import file_sha256
+
+VERSION = 1
+SUFFIXES = {
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+}
+_BLOCK = 1 << 20
+
+
+class CorpusError(ValueError):
+    """The corpus can't be used; says what was found and what is needed."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file of the corpus. `open` gives its bytes; `name` is for people, never for a key."""
+
+    name: str
+    format: str  # text, lines, jsonl or parquet
+    open: Callable[[], BinaryIO]
+    sha256: str
+
+
+@dataclass
+class Skipped:
+    """What was left out, by reason, with the first place of each."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, reason: str, place: str) -> None:
+        self.counts[reason] += 1
+        self.first.setdefault(reason, place)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{n} {reason} (first: {self.first[reason]})" for reason, n in self.counts.items())
+
+
+# --- which files -------------------------------------------------------------------------------------------
+
+
+def find_sources(options: CorpusOptions, folder: Path, fetched: Path) -> tuple[list[Source], Skipped]:
+    """The files of a corpus, in an order that doesn't depend on where they lie.
+
+    A relative path is relative to `folder` (the recipe's); `fetched` holds what `lmlab data fetch` brought.
+    """
+    skipped = Skipped()
+    if options.path is None:
+        name = options.name or "sample"
+        if name == "sample":
+            return embedded_sources(), skipped
+        if name == "recall":
+            return [_recall_source(options)], skipped
+        root = fetched / name
+        if not root.is_dir():
+            raise CorpusError(
+                f"no corpus {name!r}: it is neither 'sample' nor 'recall', and {root} doesn't exist. "
+                f"Fetch it with `lmlab data fetch {name}`, or give corpus.path"
+            )
+        paths = _walk(root, skipped)
+    else:
+        paths = _expand(options.path, folder, skipped)
+    sources = [source for path in paths if (source := _source(path, options, skipped, len(paths) > 1))]
+    if not sources:
+        where = options.path or options.name
+        reasons = f" Left out: {skipped}." if skipped.counts else ""
+        raise CorpusError(f"no text in {where!r}.{reasons}")
+    return sources, skipped
+
+
+def _expand(text: str, folder: Path, skipped: Skipped) -> list[Path]:
+    """A file, a directory or a glob, as sorted paths."""
+    if "\0" in text:
+        raise CorpusError(f"corpus.path holds a NUL character: {text!r}")
+    path = folder / Path(text).expanduser()
+    if path.is_dir():
+        return _walk(path, skipped)
+    if path.is_symlink() or path.exists():
+        return [path]
+    if globbing.has_magic(text):
+        found = sorted(Path(p) for p in globbing.glob(str(path), recursive=True))
+        return [p for f in found for p in (_walk(f, skipped) if f.is_dir() else [f])]
+    raise CorpusError(f"corpus.path {text!r}: no such file or directory ({path})")
+
+
+def _walk(root: Path, skipped: Skipped) -> list[Path]:
+    """All files under `root`, sorted by relative path. Links to directories aren't followed, so none loops."""
+    found: list[Path] = []
+    for directory, names, files in os.walk(root):
+        for name in list(names):
+            if (Path(directory) / name).is_symlink():
+                names.remove(name)
+                skipped.add("link to a directory", str(Path(directory, name)))
+            elif name.startswith("."):
+                names.remove(name)
+        found += [Path(directory, name) for name in files if not name.startswith(".")]
+    return sorted(found, key=lambda p: p.relative_to(root).as_posix())
+
+
+def _source(path: Path, options: CorpusOptions, skipped: Skipped, many: bool) -> Source | None:
+    """The source at `path`, or None with its reason counted."""
+    format_ = options.format
+    if format_ == "auto":
+        found = SUFFIXES.get(path.suffix.lower())
+        if found is None and many:
+            skipped.add("unknown kind of file", str(path))
+            return None
+        format_ = found or "text"
+    try:
+        open_regular(path).close()
+        sha = file_sha256(path)
+    except NotRegular as error:
+        skipped.add(str(error), str(path))
+        return None
+    except OSError as error:
+        skipped.add("unreadable file", f"{path}: {error.strerror}")
+        return None
+    return Source(str(path), format_, lambda: open_regular(path), sha)
+
+
+class NotRegular(OSError):
+    """A path that isn't a regular file; its text is the reason."""
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """`path` opened for reading if it is a regular file. A FIFO without a writer doesn't block the call."""
+    try:
+        kind = path.stat().st_mode  # follows links; a loop is ELOOP
+        if not stat.S_ISREG(kind):
+            raise NotRegular(_kind(kind))
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except RuntimeError as error:  # Python < 3.13 may say a loop of links in this way
+        raise NotRegular("loop of links") from error
+    except NotRegular:
+        raise
+    except OSError as error:
+        raise NotRegular(_link_reason(error, path)) from error if path.is_symlink() else error
+    kind = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(kind):  # exchanged between stat and open
+        os.close(descriptor)
+        raise NotRegular(_kind(kind))
+    return os.fdopen(descriptor, "rb")
+
+
+def _link_reason(error: OSError, path: Path) -> str:
+    import errno
+
+    return "loop of links" if error.errno == errno.ELOOP else "broken link"
+
+
+def _kind(mode: int) -> str:
+    kinds = [
+        (stat.S_ISDIR, "directory"),
+        (stat.S_ISFIFO, "FIFO"),
+        (stat.S_ISSOCK, "socket"),
+        (stat.S_ISCHR, "device"),
+        (stat.S_ISBLK, "device"),
+    ]
+    return next((name for test, name in kinds if test(mode)), "not a regular file")
+
+
+def embedded_sources() -> list[Source]:
+    """The text that ships with the package: Tang poems and the King James Bible."""
+    folder = resources.files("lmlab.lab") / "data"
+    names = sorted(f.name for f in folder.iterdir() if f.name.endswith(".txt.xz"))
+    if not names:
+        raise CorpusError("the package's own sample text is missing: lmlab was not installed whole")
+    sources = []
+    for name in names:
+        data = lzma.decompress((folder / name).read_bytes())
+        sha = hashlib.sha256(data).hexdigest()
+        sources.append(Source(name.removesuffix(".xz"), "text", lambda data=data: io.BytesIO(data), sha))
+    return sources
+
+
+def _recall_source(options: CorpusOptions) -> Source:
+    from lmlab.lab.steps.recall import recall_text
+
+    data = recall_text(options)
+    return Source("recall", "lines", lambda: io.BytesIO(data), hashlib.sha256(data).hexdigest())
+
+
+# --- which documents ---------------------------------------------------------------------------------------
+
+
+def documents(source: Source, options: CorpusOptions, skipped: Skipped) -> Iterator[str]:
+    """The good documents of one source, in order; the rest is counted in `skipped`."""
+    for place, raw in _raw_documents(source, options, skipped):
+        text = _clean(raw, options, skipped, f"{source.name}, {place}")
+        if text is not None:
+            yield text
+
+
+def _clean(raw: bytes | str, options: CorpusOptions, skipped: Skipped, place: str) -> str | None:
+    replace = options.errors == "replace"
+    if isinstance(raw, bytes):
+        try:
+            raw = raw.decode("utf-8", "replace" if replace else "strict")
+        except UnicodeDecodeError:
+            skipped.add("invalid UTF-8", place)
+            return None
+    text = raw.strip("\r\n")
+    if not text.strip():
+        skipped.add("empty", place)
+        return None
+    if any("\ud800" <= c <= "\udfff" for c in text):  # "\ud800" in JSON is no character
+        if not replace:
+            skipped.add("invalid UTF-8", place)
+            return None
+        text = text.encode("utf-8", "replace").decode()
+    if "\0" in text:
+        if not replace:
+            skipped.add("NUL", place)
+            return None
+        text = text.replace("\0", "\ufffd")
+    if len(text.encode()) > options.max_document_bytes:
+        skipped.add("too long", place)
+        return None
+    return text
+
+
+def _raw_documents(
+    source: Source, options: CorpusOptions, skipped: Skipped
+) -> Iterator[tuple[str, bytes | str]]:
+    if source.format == "parquet":
+        yield from _parquet(source, options, skipped)
+        return
+    with source.open() as file:
+        if source.format == "text":
+            separator = options.document_separator.encode()
+            for n, piece in enumerate(_split(file, separator, options.max_document_bytes), 1):
+                yield from _whole(piece, f"document {n}", source, skipped)
+            return
+        for n, piece in enumerate(_split(file, b"\n", _line_limit(source, options)), 1):
+            for place, line in _whole(piece, f"line {n}", source, skipped):
+                if source.format == "lines":
+                    yield place, line
+                elif line.strip():
+                    yield from _json_line(line, place, source, options, skipped)
+
+
+def _line_limit(source: Source, options: CorpusOptions) -> int:
+    """A JSON line may be longer than its document: escapes, other fields."""
+    return options.max_document_bytes if source.format == "lines" else 8 * options.max_document_bytes + _BLOCK
+
+
+def _whole(
+    piece: bytes | None, place: str, source: Source, skipped: Skipped
+) -> Iterator[tuple[str, bytes]]:
+    if piece is None:
+        skipped.add("too long", f"{source.name}, {place}")
+    else:
+        yield place, piece
+
+
+def _json_line(
+    line: bytes, place: str, source: Source, options: CorpusOptions, skipped: Skipped
+) -> Iterator[tuple[str, str]]:
+    where = f"{source.name}, {place}"
+    try:
+        row = json.loads(line.decode("utf-8", "replace" if options.errors == "replace" else "strict"))
+    except UnicodeDecodeError:
+        skipped.add("invalid UTF-8", where)
+        return
+    except (ValueError, RecursionError):
+        skipped.add("broken JSON", where)
+        return
+    text = row.get(options.field) if isinstance(row, dict) else None
+    if isinstance(text, str):
+        yield place, text
+    else:
+        skipped.add(f"no text under {options.field!r}", where)
+
+
+def _split(file: BinaryIO, separator: bytes, limit: int) -> Iterator[bytes | None]:
+    """The pieces of `file` between separators; None stands for one of more than `limit` bytes, which is
+    passed over without being held. An empty separator gives the whole file. A last empty piece is none."""
+    buffer = bytearray()
+    too_long = False
+    while block := file.read(_BLOCK):
+        start = max(0, len(buffer) - len(separator) + 1)
+        buffer += block
+        while separator and (at := buffer.find(separator, start)) >= 0:
+            yield None if too_long or at > limit else bytes(buffer[:at])
+            del buffer[: at + len(separator)]
+            too_long, start = False, 0
+        if len(buffer) > limit + len(separator):
+            too_long = True
+            del buffer[: len(buffer) - len(separator)]
+    if too_long or len(buffer) > limit:
+        yield None
+    elif buffer:
+        yield bytes(buffer)
+
+
+def _parquet(source: Source, options: CorpusOptions, skipped: Skipped) -> Iterator[tuple[str, str]]:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise CorpusError("parquet needs pyarrow: pip install 'lmlab[parquet]'") from error
+    try:
+        with source.open() as raw:
+            file = parquet.ParquetFile(raw)
+            if options.field not in file.schema_arrow.names:
+                names = ", ".join(file.schema_arrow.names[:20])
+                skipped.add(f"no column {options.field!r}", f"{source.name} (columns: {names})")
+                return
+            n = 0
+            for batch in file.iter_batches(batch_size=256, columns=[options.field]):
+                for value in batch.column(0):
+                    n += 1
+                    text = value.as_py()
+                    if isinstance(text, str):
+                        yield f"row {n}", text
+                    else:
+                        skipped.add(f"no text under {options.field!r}", f"{source.name}, row {n}")
+    except (OSError, ValueError) as error:  # pyarrow's errors derive from these
+        skipped.add("broken parquet", f"{source.name}: {' '.join(str(error).split())[:120]}")
+
+
+# --- the split ---------------------------------------------------------------------------------------------
+
+
+def make_corpus(
+    sources: list[Source], skipped: Skipped, options: CorpusOptions, seed: int, out: Path
+) -> dict[str, Any]:
+    """Write `train.jsonl`, `held_out.jsonl` and `corpus.json` into `out`; return what corpus.json says.
+
+    Held out are the documents whose hash under the seed is smallest, until they make up `held_out` of all
+    bytes: the choice depends on a document's text alone, so equal documents are on one side, and a document
+    that is added later moves few others. One document alone is held out by its tail.
+    """
+    every = out / "documents.jsonl"
+    hashes, sizes = _write_all(every, sources, skipped, options, seed)
+    if not hashes:
+        raise CorpusError(f"no document can be used. Left out: {skipped or 'none, there was none'}")
+    if len(set(hashes)) == 1:
+        train, held = _cut_tail(every, options.held_out, out)
+    else:
+        chosen = _choose(hashes, sizes, options.held_out)
+        train, held = _copy_sides(every, [h in chosen for h in hashes], out)
+    every.unlink()
+    result = {
+        "documents": {"train": train[0], "held_out": held[0]},
+        "train_bytes": train[1],
+        "held_out_bytes": held[1],
+        "skipped": dict(sorted(skipped.counts.items())),
+        "skipped_first": dict(sorted(skipped.first.items())),
+        "sources": [Path(s.name).name for s in sources],
+    }
+    (out / "corpus.json").write_text(json.dumps(result, ensure_ascii=False, indent=1), encoding="utf-8")
+    return result
+
+
+def _write_all(
+    path: Path, sources: list[Source], skipped: Skipped, options: CorpusOptions, seed: int
+) -> tuple[list[bytes], list[int]]:
+    hashes: list[bytes] = []
+    sizes: list[int] = []
+    total = 0
+    salt = f"{seed}\0".encode()
+    with path.open("w", encoding="utf-8") as file:
+        for source in sources:
+            for text in documents(source, options, skipped):
+                size = len(text.encode())
+                if options.max_bytes is not None and total + size > options.max_bytes:
+                    if not hashes:
+                        raise CorpusError(
+                            f"corpus.max_bytes = {options.max_bytes} is less than the first document "
+                            f"({size} bytes)"
+                        )
+                    skipped.add("over max_bytes", source.name)
+                    return hashes, sizes
+                total += size
+                hashes.append(hashlib.sha256(salt + text.encode()).digest()[:16])
+                sizes.append(size)
+                file.write(_line(text))
+    return hashes, sizes
+
+
+def _choose(hashes: list[bytes], sizes: list[int], share: float) -> set[bytes]:
+    """The smallest hashes whose documents first reach `share` of all bytes; at least one, never all."""
+    weight: Counter[bytes] = Counter()
+    for h, size in zip(hashes, sizes, strict=True):
+        weight[h] += size
+    wanted, taken = share * sum(sizes), 0
+    chosen: set[bytes] = set()
+    for h in sorted(weight)[:-1]:
+        if taken >= wanted and chosen:
+            break
+        chosen.add(h)
+        taken += weight[h]
+    return chosen
+
+
+def _copy_sides(every: Path, held: list[bool], out: Path) -> tuple[tuple[int, int], tuple[int, int]]:
+    count, size = [0, 0], [0, 0]
+    with (
+        every.open(encoding="utf-8") as lines,
+        (out / "train.jsonl").open("w", encoding="utf-8") as train,
+        (out / "held_out.jsonl").open("w", encoding="utf-8") as held_out,
+    ):
+        for line, side in zip(lines, held, strict=True):
+            (held_out if side else train).write(line)
+            count[side] += 1
+            size[side] += len(json.loads(line)["text"].encode())
+    return (count[0], size[0]), (count[1], size[1])
+
+
+def _cut_tail(every: Path, share: float, out: Path) -> tuple[tuple[int, int], tuple[int, int]]:
+    """One document: its last `share` of bytes is held out, from the next line's start on if one is near."""
+    with every.open(encoding="utf-8") as lines:
+        text = json.loads(next(lines))["text"]
+    data = text.encode()
+    at = min(max(int(len(data) * (1 - share)), 1), len(data) - 1)
+    newline = data.find(b"\n", at, at + max(200, len(data) // 100))
+    at = newline + 1 if 0 < newline < len(data) - 1 else at
+    while at < len(data) and data[at] & 0xC0 == 0x80:  # never inside a character
+        at += 1
+    head, tail = data[:at].decode(), data[at:].decode()
+    if not tail.strip() or not head.strip():
+        raise CorpusError(
+            f"one document of {len(data)} bytes can't be divided into a train and a held-out part"
+        )
+    (out / "train.jsonl").write_text(_line(head), encoding="utf-8")
+    (out / "held_out.jsonl").write_text(_line(tail), encoding="utf-8")
+    return (1, len(head.encode())), (1, len(tail.encode()))
+
+
+def _line(text: str) -> str:
+    return json.dumps({"text": text}, ensure_ascii=False) + "\n"
+
+
+def read_documents(path: Path) -> Iterator[str]:
+    """The documents of a `train.jsonl` or `held_out.jsonl`."""
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)["text"]
