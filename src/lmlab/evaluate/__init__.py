@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lmlab.evaluate.length import loss_by_position as loss_by_position
     from lmlab.evaluate.recall import Passkey as Passkey
     from lmlab.evaluate.recall import passkey as passkey
+    from lmlab.evaluate.recall import recall_documents as recall_documents
     from lmlab.evaluate.recall import repeated_copy as repeated_copy
     from lmlab.evaluate.samples import copied_fraction as copied_fraction
     from lmlab.evaluate.samples import copied_spans as copied_spans
@@ -44,6 +45,7 @@ __all__ = [
     "loss_by_position",
     "ngram_divergence",
     "passkey",
+    "recall_documents",
     "repeated_copy",
     "repetition",
     "sample_quality",
@@ -62,7 +64,7 @@ __getattr__, __dir__ = door(
             "loss_by_context",
             "loss_by_position",
         ],
-        "recall": ["Passkey", "passkey", "repeated_copy"],
+        "recall": ["Passkey", "passkey", "recall_documents", "repeated_copy"],
         "samples": [
             "copied_fraction",
             "copied_spans",
