@@ -8,6 +8,7 @@ for independent normal logits, and for cosines of independent directions in `hea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from math import erfc, sqrt, tau
@@ -109,21 +110,19 @@ def limit_cosine(n: float, head_dim: int) -> float:
     return float(n * np.sum(slope * (below ** (n - 1) - 1)))
 
 
-def log_moment(alpha: Array, head_dim: int) -> tuple[Array, Array]:
+def log_moment(alpha: float, head_dim: int) -> tuple[float, float]:
     """log E e^(alpha s) of a cosine s, and its derivative in alpha, the mean of s under the tilted law."""
     s, weight = _cosine_nodes(head_dim)
-    exponent = np.multiply.outer(alpha, s)
-    top = exponent.max(-1, keepdims=True)
-    mass = np.exp(exponent - top) * weight
-    total = mass.sum(-1)
-    return np.log(total) + top[..., 0], (mass * s).sum(-1) / total
+    mass = np.exp(alpha * (s - 1)) * weight
+    total = float(mass.sum())
+    return math.log(total) + alpha, float((mass * s).sum()) / total
 
 
-def annealed_log_n(alpha: Array, head_dim: int) -> Array:
+def annealed_log_n(alpha: float, head_dim: int) -> float:
     """log of the n for which `alpha` maximises the annealed form for cosines; rises with alpha."""
     log_two, mean_two = log_moment(2 * alpha, head_dim)
     log_one, mean_one = log_moment(alpha, head_dim)
-    return log_two - 2 * log_one + np.log1p(alpha * 2 * (mean_two - mean_one))
+    return log_two - 2 * log_one + math.log1p(alpha * 2 * (mean_two - mean_one))
 
 
 # -- public ----------------------------------------------------------------------------------------------
@@ -174,9 +173,9 @@ def gradient_norm(
         check_n(m)
         if form == "annealed":
             if head_dim is None or logits == "normal":
-                return float(a * (1 - np.exp(a * a) / m))
-            two, one = (float(log_moment(np.array(x), head_dim)[0]) for x in (2 * a, a))
-            return float(a * (1 - np.exp(two - 2 * one) / m))
+                return a * (1 - math.exp(a * a) / m)
+            two, one = (log_moment(x, head_dim)[0] for x in (2 * a, a))
+            return a * (1 - math.exp(two - 2 * one) / m)
         if a > LARGEST_ALPHA or m > LARGEST_N:
             raise ValueError(f"the exact form is computed for alpha <= 64 and n <= 1e9, got alpha={a}, n={m}")
         return exact_normal(a, m) if head_dim is None or logits == "normal" else exact_cosine(a, m, head_dim)

@@ -16,11 +16,13 @@ def exact_by_collisions(alpha: float, n: float) -> float:
     from scipy.integrate import quad
 
     def mean(g: Callable[[float], float]) -> float:
-        return float(quad(lambda s: exp(-s * s / 2) / sqrt(2 * pi) * g(s), -9.5, 9.5, limit=400)[0])
+        value: float = quad(lambda s: exp(-s * s / 2) / sqrt(2 * pi) * g(s), -9.5, 9.5, limit=400)[0]
+        return value
 
     def collisions(y: float) -> float:
         first = mean(lambda s: exp(2 * (alpha * s - y) - exp(min(alpha * s - y, 700))))
-        return first * mean(lambda s: exp(-exp(min(alpha * s - y, 700)))) ** (n - 1)
+        alone = mean(lambda s: exp(-exp(min(alpha * s - y, 700))))
+        return first * float(alone ** (n - 1))
 
     low, high = -6 * alpha - 10, 6 * alpha + 50
     return alpha * (1 - n * float(quad(collisions, low, high, limit=800, points=[0, 3 * alpha])[0]))

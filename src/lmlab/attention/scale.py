@@ -229,7 +229,7 @@ def _annealed_cosine(n: float, _share: float, _logits: gradient.Logits, head_dim
     """Maximiser of alpha (1 - M(2 alpha) / (n M(alpha)^2)), M the moment generating function of a cosine."""
     if n == 1:
         return 0.0
-    return _root(lambda a: float(gradient.annealed_log_n(np.array(a), head_dim)) - math.log(n), 1.0)
+    return _root(lambda a: gradient.annealed_log_n(a, head_dim) - math.log(n), 1.0)
 
 
 @lru_cache(maxsize=4096)
