@@ -6,8 +6,40 @@ from lmlab._lazy import door
 
 if TYPE_CHECKING:
     from lmlab.attention.banded import attend as attend
+    from lmlab.attention.gradient import gradient_limit as gradient_limit
+    from lmlab.attention.gradient import gradient_norm as gradient_norm
+    from lmlab.attention.learned import LearnedScale as LearnedScale
     from lmlab.attention.options import VQOptions as VQOptions
+    from lmlab.attention.row_measure import row_gradient as row_gradient
+    from lmlab.attention.scale import EntropyInvariant as EntropyInvariant
+    from lmlab.attention.scale import GradientScale as GradientScale
+    from lmlab.attention.scale import InverseSqrt as InverseSqrt
+    from lmlab.attention.scale import MuP as MuP
+    from lmlab.attention.scale import ScaleRule as ScaleRule
+    from lmlab.attention.scale import attention_scale as attention_scale
 
-__all__ = ["VQOptions", "attend"]
+_PLACES = {
+    "banded": ["attend"],
+    "gradient": ["gradient_limit", "gradient_norm"],
+    "learned": ["LearnedScale"],
+    "options": ["VQOptions"],
+    "row_measure": ["row_gradient"],
+    "scale": ["EntropyInvariant", "GradientScale", "InverseSqrt", "MuP", "ScaleRule", "attention_scale"],
+}
 
-__getattr__, __dir__ = door(__name__, {"banded": ["attend"], "options": ["VQOptions"]})
+__all__ = [
+    "EntropyInvariant",
+    "GradientScale",
+    "InverseSqrt",
+    "LearnedScale",
+    "MuP",
+    "ScaleRule",
+    "VQOptions",
+    "attend",
+    "attention_scale",
+    "gradient_limit",
+    "gradient_norm",
+    "row_gradient",
+]
+
+__getattr__, __dir__ = door(__name__, _PLACES)
