@@ -35,7 +35,7 @@ def test_faces_agree_on_a_late_success() -> None:
         assert io.call(Flaky(2), 7) == io(Flaky(2))(7) == 7
         assert io.quiet().call(Flaky(2), 7).unwrap() == 7
 
-        async def later(x: int, f: Flaky = Flaky(2)) -> int:  # noqa: B008
+        async def later(x: int, f: Flaky = Flaky(2)) -> int:
             return f(x)
 
         assert asyncio.run(io(later)(7)) == 7

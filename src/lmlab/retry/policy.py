@@ -76,7 +76,7 @@ class Retry:
         attempts: int | None = 5,
         within: float | None = None,
         each: float | None = None,
-        wait: Wait = backoff(),  # noqa: B008 (immutable)
+        wait: Wait = backoff(),
         budget: Budget | None = None,
         hooks: tuple[Callable[[Event], None], ...] = (log,),
         name: str | None = None,

@@ -21,11 +21,8 @@ import numpy.typing as npt
 from lmlab._native import tokenize as native
 from lmlab.tokenize import files
 from lmlab.tokenize.checks import (
-    check_alpha,
     check_draw,
     check_ids,
-    check_integer,
-    check_seed,
     check_text,
     check_texts,
     check_threads,
@@ -33,11 +30,11 @@ from lmlab.tokenize.checks import (
     refuse_surrogate,
 )
 from lmlab.tokenize.decoder import Decoder
-from lmlab.tokenize.encoded import Encoded, Lattice
+from lmlab.tokenize.encoded import Encoded
 from lmlab.tokenize.train import learn
 
 if TYPE_CHECKING:
-    import tokenizers
+    pass
 
 Ids = Sequence[int] | npt.NDArray[np.integer]
 Method = Literal["exact", "viterbi-sampling"]

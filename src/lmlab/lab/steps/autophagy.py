@@ -87,7 +87,6 @@ def make_loop(name: str, options: AutophagyOptions) -> Loop:
 
 def _filters(options: AutophagyOptions, generator: Any) -> tuple[Any, ...]:
     """best_of > 1: of each group of draws the one that the first model thinks most likely."""
-    from lmlab.autophagy import BestOf
 
     if options.best_of == 1:
         return ()
