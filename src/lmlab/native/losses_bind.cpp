@@ -1,6 +1,96 @@
 // The Python face of the kernels of lmlab.losses: the submodule lmlab._native.losses.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+
+#include <optional>
+#include <stdexcept>
+
+#include "losses_rows.h"
+#include "parallel.h"
 
 namespace nb = nanobind;
+using namespace lmlab::losses;
 
-void bind_losses(nb::module_& m) { (void)m; }
+namespace {
+
+using Array = nb::ndarray<nb::c_contig, nb::device::cpu>;
+using Integers = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+struct Arguments {
+    Array logits;
+    std::optional<Array> gradient;
+    Integers target;
+    Integers token;
+    std::optional<Integers> row;
+    std::optional<Array> table;
+    std::optional<Integers> index;
+    std::optional<Array> scales;
+    Array value, ce, emo, lse;
+    nb::ndarray<bool, nb::ndim<1>, nb::c_contig, nb::device::cpu> correct;
+};
+
+template <class T>
+void run(const Arguments& a, CostKind cost, double scale, const Options& options, int threads) {
+    using S = typename Lanes<T>::scalar;
+    const nb::dlpack::dtype sums = nb::dtype<S>();
+    auto summed = [&sums](const Array& array) {
+        if (array.dtype() != sums) throw std::invalid_argument("results, costs and scales have the type of the sums");
+        return static_cast<S*>(array.data());
+    };
+    Rows<T> rows{};
+    rows.logits = static_cast<const T*>(a.logits.data());
+    rows.gradient = a.gradient ? static_cast<T*>(a.gradient->data()) : nullptr;
+    rows.row = a.row ? a.row->data() : nullptr;
+    rows.target = a.target.data();
+    rows.token = a.token.data();
+    rows.table = a.table ? summed(*a.table) : nullptr;
+    rows.index = a.index ? a.index->data() : nullptr;
+    rows.scales = a.scales ? summed(*a.scales) : nullptr;
+    rows.value = summed(a.value);
+    rows.ce = summed(a.ce);
+    rows.emo = summed(a.emo);
+    rows.lse = summed(a.lse);
+    rows.correct = a.correct.data();
+    rows.v = static_cast<int64_t>(a.logits.shape(1));
+    rows.scale = scale;
+    rows.cost = cost;
+    rows.options = options;
+    const auto count = static_cast<int64_t>(a.target.shape(0));
+    nb::gil_scoped_release release;
+    lmlab::parallel_for(threads, count, 4, [&rows](int64_t begin, int64_t end) { visit(rows, begin, end); });
+}
+
+void visit_rows(Array logits, std::optional<Array> gradient, Integers target, Integers token,
+                std::optional<Integers> row, std::optional<Array> table, std::optional<Integers> index, int cost,
+                std::optional<Array> scales, double scale, Array value, Array ce, Array emo, Array lse,
+                nb::ndarray<bool, nb::ndim<1>, nb::c_contig, nb::device::cpu> correct, int loss, double first,
+                double second, double clamp, bool shift, double smoothing, double z_loss, double softcap,
+                int threads) {
+    const Arguments arguments{logits, gradient, target, token, row, table, index, scales, value, ce, emo, lse, correct};
+    const Options options{static_cast<Loss>(loss), first, second, clamp, shift, smoothing, z_loss, softcap};
+    const auto kind = static_cast<CostKind>(cost);
+    if (logits.ndim() != 2) throw std::invalid_argument("logits are [r v]");
+    const nb::dlpack::dtype type = logits.dtype();
+    if (type == nb::dtype<float>())
+        run<float>(arguments, kind, scale, options, threads);
+    else if (type == nb::dtype<double>())
+        run<double>(arguments, kind, scale, options, threads);
+    else if (type.code == static_cast<uint8_t>(nb::dlpack::dtype_code::Bfloat) && type.bits == 16)
+        run<bfloat16>(arguments, kind, scale, options, threads);
+    else
+        throw std::invalid_argument("logits are float32, float64 or bfloat16");
+}
+
+}  // namespace
+
+void bind_losses(nb::module_& m) {
+    m.def("visit_rows", &visit_rows, nb::arg("logits").noconvert(), nb::arg("gradient").noconvert().none(),
+          nb::arg("target").noconvert(), nb::arg("token").noconvert(), nb::arg("row").noconvert().none(),
+          nb::arg("table").noconvert().none(), nb::arg("index").noconvert().none(), nb::arg("cost"),
+          nb::arg("scales").noconvert().none(), nb::arg("scale"), nb::arg("value").noconvert(),
+          nb::arg("ce").noconvert(), nb::arg("emo").noconvert(), nb::arg("lse").noconvert(),
+          nb::arg("correct").noconvert(), nb::arg("loss"), nb::arg("first"), nb::arg("second"), nb::arg("clamp"),
+          nb::arg("shift"), nb::arg("smoothing"), nb::arg("z_loss"), nb::arg("softcap"), nb::arg("threads"),
+          "See lmlab.losses.visit.");
+}
