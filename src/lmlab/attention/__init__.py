@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from lmlab.attention.scale import MuP as MuP
     from lmlab.attention.scale import ScaleRule as ScaleRule
     from lmlab.attention.scale import attention_scale as attention_scale
+    from lmlab.attention.vq.assign import assign_codes as assign_codes
+    from lmlab.attention.vq.function import vq_attention as vq_attention
+    from lmlab.attention.vq.state import VQState as VQState
 
 _PLACES = {
     "banded": ["attend"],
@@ -25,6 +28,9 @@ _PLACES = {
     "options": ["VQOptions"],
     "row_measure": ["row_gradient"],
     "scale": ["EntropyInvariant", "GradientScale", "InverseSqrt", "MuP", "ScaleRule", "attention_scale"],
+    "vq.assign": ["assign_codes"],
+    "vq.function": ["vq_attention"],
+    "vq.state": ["VQState"],
 }
 
 __all__ = [
@@ -35,11 +41,14 @@ __all__ = [
     "MuP",
     "ScaleRule",
     "VQOptions",
+    "VQState",
+    "assign_codes",
     "attend",
     "attention_scale",
     "gradient_limit",
     "gradient_norm",
     "row_gradient",
+    "vq_attention",
 ]
 
 __getattr__, __dir__ = door(__name__, _PLACES)

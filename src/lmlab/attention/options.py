@@ -12,7 +12,7 @@ class VQOptions:
 
     codes: size of each key head's codebook. position: "bias" (a Toeplitz bias for distances below
     `window`), "rotary" (distances min(i−j, window), base `rope_base`) or "none". gate: the output times
-    silu(W_g x). normalise: q and k RMS-normalised. key_grad: the queries that a key's gradient hears. decay, revive: the
+    silu(W_g x). normalise: q and k RMS-normalised. key_grad: the queries that a key hears. decay, revive: the
     codebook's moving average, and the share of the mean count under which a code is dead. commitment: weight
     of the loss that pulls keys to their codes. block: rows a block, None picks by codes.
     """

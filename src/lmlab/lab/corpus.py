@@ -273,9 +273,7 @@ def _line_limit(source: Source, options: CorpusOptions) -> int:
     return options.max_document_bytes if source.format == "lines" else 8 * options.max_document_bytes + _BLOCK
 
 
-def _whole(
-    piece: bytes | None, place: str, source: Source, skipped: Skipped
-) -> Iterator[tuple[str, bytes]]:
+def _whole(piece: bytes | None, place: str, source: Source, skipped: Skipped) -> Iterator[tuple[str, bytes]]:
     if piece is None:
         skipped.add("too long", f"{source.name}, {place}")
     else:

@@ -69,9 +69,7 @@ def fetch(name: str, *, path: Path | None = None, to: Path | None = None) -> Pat
         archive = _download(corpus)
     found = hashlib.sha256(archive).hexdigest()
     if found != corpus.sha256:
-        raise FetchError(
-            f"{corpus.archive} has SHA-256 {found}, expected {corpus.sha256}; nothing was kept"
-        )
+        raise FetchError(f"{corpus.archive} has SHA-256 {found}, expected {corpus.sha256}; nothing was kept")
     _write(corpus, archive, target)
     return target
 

@@ -170,9 +170,9 @@ class AutophagyOptions:
     """[autophagy]: self-consuming loops of `lmlab.autophagy`."""
 
     generator: Literal["gaussian", "mixture", "kde", "ngram", "decoder", "diffusion"] = "ngram"
-    loops: tuple[Literal["synthetic", "augmentation", "fresh", "accumulate", "subsample", "contamination"], ...] = (
-        ("synthetic", "augmentation", "fresh", "accumulate")
-    )
+    loops: tuple[
+        Literal["synthetic", "augmentation", "fresh", "accumulate", "subsample", "contamination"], ...
+    ] = ("synthetic", "augmentation", "fresh", "accumulate")
     control: bool = True
     generations: int = 5
     seeds: int = 3
@@ -191,7 +191,9 @@ class AutophagyOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        _at_least(self, 1, "generations", "seeds", "n_real", "n_synth", "memory", "row_length", "order", "best_of")
+        _at_least(
+            self, 1, "generations", "seeds", "n_real", "n_synth", "memory", "row_length", "order", "best_of"
+        )
         _at_least(self, 0, "n_initial")
         _share(self, "weight", "synthetic")
         require(len(self.loops) > 0, "loops", "at least one loop", list(self.loops))
@@ -328,8 +330,11 @@ class Recipe:
 def _without_none(value: Any) -> Any:
     """None is the default wherever it is allowed but in the keys named here, where TOML needs the word."""
     if isinstance(value, Mapping):
-        return {k: "none" if v is None and k in _NONE_WORD else _without_none(v) for k, v in value.items()
-                if v is not None or k in _NONE_WORD}
+        return {
+            k: "none" if v is None and k in _NONE_WORD else _without_none(v)
+            for k, v in value.items()
+            if v is not None or k in _NONE_WORD
+        }
     return value
 
 
@@ -394,7 +399,9 @@ def load_recipe(path_or_name: str | Path, overrides: Mapping[str, Any] = Mapping
     else:
         near = similar(str(path_or_name), shipped)
         hint = f" Did you mean '{near}'?" if near else ""
-        problem = f"no recipe {str(path_or_name)!r}: no such file, and the shipped ones are {', '.join(shipped)}."
+        problem = (
+            f"no recipe {str(path_or_name)!r}: no such file, and the shipped ones are {', '.join(shipped)}."
+        )
         raise RecipeError("", problem + hint, nearest=near)
     if not isinstance(table.get("name", ""), str) or "name" not in table:
         table = {"name": path.stem, **table} if NAME.fullmatch(path.stem) else table
@@ -497,7 +504,9 @@ def _none_words(cls: type, table: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in table.items():
         options = get_args(hints.get(key))
         if isinstance(value, Mapping):
-            inner = next((o for o in (hints.get(key), *options) if isinstance(o, type) and is_dataclass(o)), None)
+            inner = next(
+                (o for o in (hints.get(key), *options) if isinstance(o, type) and is_dataclass(o)), None
+            )
             result[key] = value if inner is None else _none_words(inner, value)
         elif value == "none" and type(None) in options:
             result[key] = None

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Sets = Annotated[
     tuple[str, ...],
     UseAppendAction,
-    arg(name="set", metavar="KEY=VALUE", help='a key of the recipe, e.g. --set train.steps=100'),
+    arg(name="set", metavar="KEY=VALUE", help="a key of the recipe, e.g. --set train.steps=100"),
 ]
 
 
@@ -234,7 +234,9 @@ def eval_length(
     extension: Annotated[
         tuple[str, ...],
         UseAppendAction,
-        arg(metavar="METHOD", help="rerope:window=64, ntkaware, … ; a + joins methods; again for another row"),
+        arg(
+            metavar="METHOD", help="rerope:window=64, ntkaware, … ; a + joins methods; again for another row"
+        ),
     ] = (),
 ) -> dict[str, Any]:
     """Loss against length, without and with extensions, the window beside.
@@ -261,7 +263,9 @@ def eval_length(
     width = max(lengths) + 1
     rows = min(len(tokens) // width, 48)
     if rows < 1:
-        raise CorpusError(f"contexts up to {max(lengths)} need {width} tokens of text and found {len(tokens)}")
+        raise CorpusError(
+            f"contexts up to {max(lengths)} need {width} tokens of text and found {len(tokens)}"
+        )
     ids = torch.tensor(tokens[: rows * width]).reshape(rows, width)
     extensions = usable(model.config.position.kind, [parse_extension(text) for text in extension])
     return _print({"rows": table_of(model, ids, extensions, trained, lengths, last)})
@@ -358,9 +362,7 @@ def generate_text(
     print("\n\n".join(prompt + tokenizer.decode(one.ids) for one in made))
 
 
-def data_fetch(
-    name: Positional[str], /, *, path: Path | None = None, to: Path | None = None
-) -> None:
+def data_fetch(name: Positional[str], /, *, path: Path | None = None, to: Path | None = None) -> None:
     """Bring a pinned corpus through its registry's ordinary client; `corpus.name` reads it then.
 
     Args:
@@ -384,9 +386,7 @@ def data_list() -> None:
         print(f"{corpus.name:12} {corpus.about}; {corpus.licence}{here}")
 
 
-def bench(
-    part: Positional[str] = "all", /, *, quick: bool = False, out: Path | None = None
-) -> None:
+def bench(part: Positional[str] = "all", /, *, quick: bool = False, out: Path | None = None) -> None:
     """Measure a part against its rivals, side by side in one run.
 
     Args:
@@ -407,5 +407,3 @@ def _print(value: dict[str, Any]) -> dict[str, Any]:
 
     print(json.dumps(finite(value), ensure_ascii=False, indent=1))
     return value
-
-

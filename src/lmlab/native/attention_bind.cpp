@@ -2,6 +2,7 @@
 // Shapes are checked by the Python side; every tensor is contiguous.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 
 #include <optional>
 

@@ -138,7 +138,9 @@ def text_rows(path: Path, length: int, needed: int, split: str) -> np.ndarray:
     return np.frombuffer(text[: n * length], np.uint8).astype(np.int64).reshape(n, length)
 
 
-def _arm(name: str, bias: float, control: bool, options: AutophagyOptions, history: History) -> dict[str, Any]:
+def _arm(
+    name: str, bias: float, control: bool, options: AutophagyOptions, history: History
+) -> dict[str, Any]:
     return {
         "loop": name,
         "bias": bias,

@@ -120,7 +120,11 @@ def length_test(recipe: Recipe, options: LengthOptions, model: Decoder, tokens: 
     edges = _edges(trained, max(contexts))
     by_position = []
     with torch.inference_mode():
-        for name, extension in {"none": Extension(), "window": Extension((Window(trained),)), **extensions}.items():
+        for name, extension in {
+            "none": Extension(),
+            "window": Extension((Window(trained),)),
+            **extensions,
+        }.items():
             losses = loss_by_position(under(model, extension), ids, edges=edges, batch=4)
             by_position.append({"method": name, "rows": [asdict(loss) for loss in losses]})
     return {
@@ -211,5 +215,3 @@ def passkey_test(recipe: Recipe, options: LengthOptions, model: Decoder) -> list
         ):
             rows.append({"method": name, **asdict(cell)})
     return rows
-
-

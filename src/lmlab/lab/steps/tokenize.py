@@ -61,7 +61,9 @@ def work(job: Job) -> dict[str, Any]:
         tokens = write("train.tok", _encoded(tokenizer, train, counts)) if options.alpha is None else 0
         if options.alpha is not None:
             copies = _copies(job.recipe, train, tokenizer)
-            tokens = write("train.tok", _sampled(tokenizer, train, counts, options.alpha, _seed(job.recipe), copies))
+            tokens = write(
+                "train.tok", _sampled(tokenizer, train, counts, options.alpha, _seed(job.recipe), copies)
+            )
     return {
         "vocab_size": tokenizer.vocab_size,
         "fingerprint": tokenizer.fingerprint,
@@ -208,7 +210,9 @@ def script_of(piece: bytes) -> str | None:
     return max(found, key=lambda s: found[s]) if found else None
 
 
-def bytes_per_token_by_script(tokenizer: Tokenizer, counts: np.ndarray, least: float = 0.001) -> dict[str, float]:
+def bytes_per_token_by_script(
+    tokenizer: Tokenizer, counts: np.ndarray, least: float = 0.001
+) -> dict[str, float]:
     """Bytes per token of the pieces of each script that makes up at least `least` of the tokens."""
     lengths = _lengths(tokenizer)
     tokens: dict[str, int] = {}

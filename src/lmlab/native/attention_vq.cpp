@@ -1,0 +1,442 @@
+#include "attention_vq.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "dispatch.h"
+#include "parallel.h"
+#include "simd.h"
+
+namespace lmlab::attention {
+namespace {
+
+using namespace lmlab::simd;
+
+constexpr int64_t kRows = 16;  // query rows a tile: the codebook and the means are read once for all of them
+
+// The codes of one head with a code in each vector lane, [s/lanes][d][lanes], and half their squared norms.
+template <class T>
+struct Packed {
+    static constexpr int64_t lanes = Lanes<T>::count;
+    int64_t vectors = 0;
+    std::vector<T> codes, half;
+
+    void pack(const T* codebook, int64_t s, int64_t d) {
+        vectors = (s + lanes - 1) / lanes;
+        codes.assign(static_cast<size_t>(vectors * d * lanes), T(0));
+        half.assign(static_cast<size_t>(vectors * lanes), std::numeric_limits<T>::infinity());
+        for (int64_t c = 0; c < s; ++c) {
+            T* to = codes.data() + (c / lanes) * d * lanes + c % lanes;
+            T norm = 0;
+            for (int64_t x = 0; x < d; ++x) {
+                to[x * lanes] = codebook[c * d + x];
+                norm += codebook[c * d + x] * codebook[c * d + x];
+            }
+            half[static_cast<size_t>(c)] = norm / 2;
+        }
+    }
+};
+
+// Products of R rows with two vectors of codes: each lane sums over d in the same order, so equal codes give
+// equal results to the last bit.
+template <class T, int R, class V = typename Lanes<T>::vector>
+LMLAB_INLINE void products(const T* const* rows, const T* a, const T* b, int64_t d, V (&left)[R], V (&right)[R]) {
+    constexpr int64_t lanes = Lanes<T>::count;
+    for (int i = 0; i < R; ++i) left[i] = right[i] = V{};
+    for (int64_t x = 0; x < d; ++x) {
+        const V va = load(a + x * lanes), vb = load(b + x * lanes);
+        for (int i = 0; i < R; ++i) {
+            const T one = rows[i][x];
+            left[i] += va * one;
+            right[i] += vb * one;
+        }
+    }
+}
+
+// Scores of up to 4 rows on all codes: store(i, vector index, products).
+template <class T, class Store>
+LMLAB_INLINE void rows_by_codes(const T* const* rows, int64_t count, const Packed<T>& packed, int64_t d, Store&& store) {
+    using V = typename Lanes<T>::vector;
+    constexpr int64_t lanes = Lanes<T>::count;
+    const T* four[4];
+    for (int64_t i = 0; i < 4; ++i) four[i] = rows[std::min(i, count - 1)];
+    for (int64_t vec = 0; vec < packed.vectors; vec += 2) {
+        const T* a = packed.codes.data() + vec * d * lanes;
+        const T* b = vec + 1 < packed.vectors ? a + d * lanes : a;
+        V left[4], right[4];
+        products<T, 4>(four, a, b, d, left, right);
+        for (int64_t i = 0; i < count; ++i) {
+            store(i, vec, left[i]);
+            if (vec + 1 < packed.vectors) store(i, vec + 1, right[i]);
+        }
+    }
+}
+
+template <class T>
+LMLAB_INLINE void assign_keys(const T* keys, int64_t begin, int64_t end, int64_t d, const Packed<T>& packed, int64_t* codes) {
+    using V = typename Lanes<T>::vector;
+    using I = decltype(V{} < V{});  // a vector of integers as wide as T
+    constexpr int64_t lanes = Lanes<T>::count;
+    for (int64_t j = begin; j < end; j += 4) {
+        const int64_t count = std::min<int64_t>(4, end - j);
+        const T* rows[4];
+        for (int64_t i = 0; i < count; ++i) rows[i] = keys + (j + i) * d;
+        V best[4];
+        I where[4];
+        for (int i = 0; i < 4; ++i) {
+            best[i] = V{} + std::numeric_limits<T>::infinity();
+            where[i] = I{};
+        }
+        rows_by_codes(rows, count, packed, d, [&](int64_t i, int64_t vec, const V& dot) {
+            const V score = load(packed.half.data() + vec * lanes) - dot;
+            const I better = score < best[i];
+            best[i] = better ? score : best[i];
+            where[i] = better ? I{} + static_cast<std::remove_reference_t<decltype(where[i][0])>>(vec) : where[i];
+        });
+        for (int64_t i = 0; i < count; ++i) {
+            int64_t code = 0;
+            T least = std::numeric_limits<T>::infinity();
+            for (int64_t lane = 0; lane < lanes; ++lane) {
+                const int64_t c = static_cast<int64_t>(where[i][lane]) * lanes + lane;
+                if (best[i][lane] < least || (best[i][lane] == least && c < code)) least = best[i][lane], code = c;
+            }
+            codes[j + i] = code;
+        }
+    }
+}
+
+
+template <class T>
+LMLAB_INLINE T dot(const T* a, const T* b, int64_t d) {
+    using V = typename Lanes<T>::vector;
+    constexpr int64_t lanes = Lanes<T>::count;
+    V sum{};
+    int64_t x = 0;
+    for (; x + lanes <= d; x += lanes) sum += load(a + x) * load(b + x);
+    T rest = 0;
+    for (; x < d; ++x) rest += a[x] * b[x];
+    T all[lanes];
+    store(all, sum);
+    for (int64_t lane = 0; lane < lanes; ++lane) rest += all[lane];
+    return rest;
+}
+
+// out[i] += sum over k of weights[i][k] * rows[k], R rows at a time, `vectors` vectors wide. Rows whose weights
+// are all 0 may hold anything finite.
+template <class T, int R, int W, class Row>
+LMLAB_INLINE void mix_part(const T* const* weights, int64_t count, Row&& row, int64_t first, T* const* out) {
+    using V = typename Lanes<T>::vector;
+    constexpr int64_t lanes = Lanes<T>::count;
+    V sum[R][W];
+    for (int i = 0; i < R; ++i)
+        for (int x = 0; x < W; ++x) sum[i][x] = load(out[i] + (first + x) * lanes);
+    for (int64_t k = 0; k < count; ++k) {
+        const T* values = row(k) + first * lanes;
+        V v[W];
+        for (int x = 0; x < W; ++x) v[x] = load(values + x * lanes);
+        for (int i = 0; i < R; ++i) {
+            const T weight = weights[i][k];
+            for (int x = 0; x < W; ++x) sum[i][x] += v[x] * weight;
+        }
+    }
+    for (int i = 0; i < R; ++i)
+        for (int x = 0; x < W; ++x) store(out[i] + (first + x) * lanes, sum[i][x]);
+}
+
+template <class T, class Row>
+LMLAB_INLINE void mix(const T* const* weights, int64_t rows, int64_t count, Row&& row, int64_t vectors, T* const* out) {
+    const T* w[4];
+    T* o[4];
+    std::vector<T> waste;  // where the rows beyond the last go
+    for (int64_t i = 0; i < rows; i += 4) {
+        const int64_t here = std::min<int64_t>(4, rows - i);
+        if (here == 4) {
+            std::copy(weights + i, weights + i + 4, w);
+            std::copy(out + i, out + i + 4, o);
+            int64_t x = 0;
+            for (; x + 4 <= vectors; x += 4) mix_part<T, 4, 4>(w, count, row, x, o);
+            for (; x < vectors; ++x) mix_part<T, 4, 1>(w, count, row, x, o);
+        } else {
+            for (int64_t one = i; one < i + here; ++one) {
+                int64_t x = 0;
+                for (; x + 4 <= vectors; x += 4) mix_part<T, 1, 4>(weights + one, count, row, x, out + one);
+                for (; x < vectors; ++x) mix_part<T, 1, 1>(weights + one, count, row, x, out + one);
+            }
+        }
+    }
+}
+
+// logits -> exp(logits - top), in place; returns the sum. `count` is a multiple of the lanes.
+template <class T>
+LMLAB_INLINE T exponentials(T* logits, int64_t count, T top) {
+    using V = typename Lanes<T>::vector;
+    constexpr int64_t lanes = Lanes<T>::count;
+    V sum{};
+    for (int64_t x = 0; x < count; x += lanes) {
+        const V e = exp_negative(load(logits + x) - (V{} + top));
+        store(logits + x, e);
+        sum += e;
+    }
+    T all[lanes], total = 0;
+    store(all, sum);
+    for (int64_t lane = 0; lane < lanes; ++lane) total += all[lane];
+    return total;
+}
+
+template <class T>
+LMLAB_INLINE T largest(const T* values, int64_t count, T start) {
+    using V = typename Lanes<T>::vector;
+    constexpr int64_t lanes = Lanes<T>::count;
+    V top = V{} + start;
+    for (int64_t x = 0; x < count; x += lanes) {
+        const V v = load(values + x);
+        top = v > top ? v : top;
+    }
+    T all[lanes];
+    store(all, top);
+    return *std::max_element(all, all + lanes);
+}
+
+// Counts, log counts and mean values of one lane's merged keys, padded to whole vectors.
+template <class T>
+struct Merged {
+    static constexpr int64_t lanes = Lanes<T>::count;
+    int64_t s, padded_s, e, padded_e;
+    std::vector<T> count, log_count, mean;
+
+    Merged(const T* counts, const T* means, int64_t s_, int64_t e_)
+        : s(s_), padded_s((s_ + lanes - 1) / lanes * lanes), e(e_), padded_e((e_ + lanes - 1) / lanes * lanes),
+          count(static_cast<size_t>(padded_s), T(0)), log_count(static_cast<size_t>(padded_s)),
+          mean(static_cast<size_t>(padded_s * padded_e), T(0)) {
+        std::copy(counts, counts + s, count.begin());
+        for (int64_t c = 0; c < padded_s; ++c) log_count[static_cast<size_t>(c)] = std::log(count[static_cast<size_t>(c)]);
+        for (int64_t c = 0; c < s; ++c) std::copy(means + c * e, means + (c + 1) * e, mean.begin() + c * padded_e);
+    }
+    LMLAB_INLINE void add(int64_t code, const T* value) {
+        if (code < 0) return;
+        T* to = mean.data() + code * padded_e;
+        const T n = count[static_cast<size_t>(code)] += T(1);
+        log_count[static_cast<size_t>(code)] = std::log(n);
+        const T share = T(1) / n;
+        for (int64_t x = 0; x < e; ++x) to[x] += (value[x] - to[x]) * share;
+    }
+    void write(T* counts, T* means) const {
+        std::copy(count.begin(), count.begin() + s, counts);
+        for (int64_t c = 0; c < s; ++c) std::copy(mean.data() + c * padded_e, mean.data() + c * padded_e + e, means + c * e);
+    }
+};
+
+// One lane of a sequence: tiles of time, each a tile of at most kRows query rows.
+template <class T>
+LMLAB_INLINE void forward_lane(const Tensors<T>& all, const Shape& n, int64_t lane, const Packed<T>& packed) {
+    constexpr int64_t lanes = Lanes<T>::count;
+    constexpr T none = -std::numeric_limits<T>::infinity();
+    const int64_t head = lane % n.heads, span = n.r + n.t;
+    const T* q = all.q + lane * n.m * n.t * n.d;
+    const T* q_near = all.q_near ? all.q_near + lane * n.m * n.t * n.d : nullptr;
+    const T* k_near = all.k_near ? all.k_near + lane * span * n.d : nullptr;
+    const int64_t* codes = all.codes + lane * span;
+    const T* bias = all.bias ? all.bias + head * n.m * n.w : nullptr;
+    Merged<T> merged(all.count + lane * n.s, all.mean + lane * n.s * n.e, n.s, n.e);
+    const int64_t width = merged.padded_e;
+
+    const T* values = all.values + lane * span * n.e;
+    std::vector<T> padded_values;
+    if (width != n.e) {
+        padded_values.assign(static_cast<size_t>(span * width), T(0));
+        for (int64_t j = 0; j < span; ++j) std::copy(values + j * n.e, values + (j + 1) * n.e, padded_values.data() + j * width);
+        values = padded_values.data();
+    }
+
+    const int64_t time = std::max<int64_t>(1, kRows / n.m);
+    const int64_t rows = time * n.m, single = (n.r + time + lanes - 1) / lanes * lanes;
+    std::vector<T> scores(static_cast<size_t>(rows * merged.padded_s)), near(static_cast<size_t>(rows * single));
+    std::vector<T> mixed(static_cast<size_t>(rows * width));
+    std::vector<const T*> query(static_cast<size_t>(rows)), score_rows(query), near_rows(query);
+    std::vector<T*> mixed_rows(static_cast<size_t>(rows));
+
+    for (int64_t start = 0; start < n.t; start += time) {
+        const int64_t here = std::min(time, n.t - start), count = here * n.m;
+        for (int64_t row = 0; row < count; ++row) {
+            query[row] = q + ((row / here) * n.t + start + row % here) * n.d;
+            score_rows[row] = scores.data() + row * merged.padded_s;
+            near_rows[row] = near.data() + row * single;
+            mixed_rows[row] = mixed.data() + row * width;
+        }
+        for (int64_t row = 0; row < count; row += 4)
+            rows_by_codes(query.data() + row, std::min<int64_t>(4, count - row), packed, n.d, [&](int64_t i, int64_t vec, const auto& dots) {
+                store(scores.data() + (row + i) * merged.padded_s + vec * lanes, dots);
+            });
+
+        for (int64_t row = 0; row < count; ++row) {
+            T* score = scores.data() + row * merged.padded_s;
+            T* logit = near.data() + row * single;
+            const int64_t i = row % here, own = n.r + i;  // place of the row's own key among the single ones
+            const int64_t last = own - (n.strict ? 1 : 0);
+            const int64_t* code = codes + start;
+            for (int64_t j = 0; j <= last; ++j) logit[j] = code[j] < 0 ? none : score[code[j]];
+            const int64_t from = std::max<int64_t>(0, own - n.w + 1);
+            if (q_near) {
+                const T* turned = q_near + ((row / here) * n.t + start + i) * n.d;
+                for (int64_t j = from; j <= last; ++j)
+                    if (code[j] >= 0) logit[j] = dot(turned, k_near + (start + j) * n.d, n.d);
+            }
+            if (bias) {
+                const T* b = bias + (row / here) * n.w;
+                for (int64_t j = from; j <= last; ++j) logit[j] += b[own - j];
+            }
+            for (int64_t j = last + 1; j < single; ++j) logit[j] = none;
+            for (int64_t c = 0; c < merged.padded_s; ++c) score[c] += merged.log_count[static_cast<size_t>(c)];
+
+            T top = largest(score, merged.padded_s, std::numeric_limits<T>::lowest());
+            top = largest(logit, single, top);
+            const T total = exponentials(score, merged.padded_s, top) + exponentials(logit, single, top);
+            all.lse[(lane * n.m + row / here) * n.t + start + i] = top + std::log(total);
+            // weights that sum to 1: the mixing below then needs no division of its own
+            const T scale = total > 0 ? T(1) / total : T(0);
+            for (int64_t c = 0; c < merged.padded_s; ++c) score[c] *= scale;
+            for (int64_t j = 0; j < single; ++j) logit[j] *= scale;
+        }
+
+        std::fill(mixed.begin(), mixed.begin() + count * width, T(0));
+        mix<T>(score_rows.data(), count, merged.s, [&](int64_t c) { return merged.mean.data() + c * width; }, width / lanes, mixed_rows.data());
+        mix<T>(near_rows.data(), count, n.r + here, [&](int64_t j) { return values + (start + j) * width; }, width / lanes, mixed_rows.data());
+        for (int64_t row = 0; row < count; ++row)
+            std::copy(mixed_rows[row], mixed_rows[row] + n.e, all.out + ((lane * n.m + row / here) * n.t + start + row % here) * n.e);
+        for (int64_t j = start; j < start + here; ++j) merged.add(codes[j], values + j * width);
+    }
+    merged.write(all.count + lane * n.s, all.mean + lane * n.s * n.e);
+}
+
+template <class T>
+LMLAB_INLINE void step_lane(const Step<T>& one, const Shape& n, int64_t lane) {
+    constexpr T none = -std::numeric_limits<T>::infinity();
+    const int64_t head = lane % n.heads;
+    const T* codebook = one.codebook + head * n.s * n.d;
+    T* count = one.count + lane * n.s;
+    T* mean = one.mean + lane * n.s * n.e;
+    int64_t* ring = one.recent_codes + lane * n.r;
+    T* ring_values = one.recent_values + lane * n.r * n.e;
+    const T* value = one.value + lane * n.e;
+
+    int64_t code = -1;
+    if (!one.mask || one.mask[lane]) {
+        const T* key = one.key + lane * n.d;
+        T least = std::numeric_limits<T>::infinity();
+        code = 0;
+        for (int64_t c = 0; c < n.s; ++c) {
+            const T* entry = codebook + c * n.d;
+            const T score = dot(entry, entry, n.d) / 2 - dot(key, entry, n.d);
+            if (score < least) least = score, code = c;
+        }
+    }
+    std::vector<T> weight(static_cast<size_t>(n.s + n.r + 1));
+    for (int64_t x = 0; x < n.m; ++x) {
+        const T* q = one.q + (lane * n.m + x) * n.d;
+        T* out = one.out + (lane * n.m + x) * n.e;
+        T top = std::numeric_limits<T>::lowest();
+        std::vector<T> raw(static_cast<size_t>(n.s));
+        for (int64_t c = 0; c < n.s; ++c) raw[c] = dot(q, codebook + c * n.d, n.d);
+        for (int64_t c = 0; c < n.s; ++c) weight[c] = count[c] > 0 ? raw[c] + std::log(count[c]) : none;
+        for (int64_t back = 0; back <= n.r; ++back) {  // distance to the key
+            const int64_t place = n.r ? ((one.position - back) % n.r + n.r) % n.r : 0;
+            const int64_t z = back == 0 ? code : ring[place];
+            T logit = z < 0 ? none : raw[z];
+            if (one.bias && back < n.w) logit += one.bias[(head * n.m + x) * n.w + back];
+            weight[n.s + back] = logit;
+        }
+        for (T w : weight) top = std::max(top, w);
+        T total = 0;
+        for (T& w : weight) total += w = std::exp(w - top);
+        std::fill(out, out + n.e, T(0));
+        if (!(total > 0)) continue;
+        for (int64_t c = 0; c < n.s; ++c)
+            for (int64_t y = 0; y < n.e; ++y) out[y] += weight[c] / total * mean[c * n.e + y];
+        for (int64_t back = 0; back <= n.r; ++back) {
+            const int64_t place = n.r ? ((one.position - back) % n.r + n.r) % n.r : 0;
+            const T* from = back == 0 ? value : ring_values + place * n.e;
+            for (int64_t y = 0; y < n.e; ++y) out[y] += weight[n.s + back] / total * from[y];
+        }
+    }
+    // the key that falls out of the ring is merged; without a ring the new one is
+    const int64_t place = n.r ? one.position % n.r : 0;
+    const int64_t leaving = n.r ? ring[place] : code;
+    const T* gone = n.r ? ring_values + place * n.e : value;
+    if (leaving >= 0) {
+        const T share = T(1) / (count[leaving] += T(1));
+        for (int64_t y = 0; y < n.e; ++y) mean[leaving * n.e + y] += (gone[y] - mean[leaving * n.e + y]) * share;
+    }
+    if (n.r) {
+        ring[place] = code;
+        std::copy(value, value + n.e, ring_values + place * n.e);
+    }
+}
+
+LMLAB_MULTIVERSION void assign_f32(const float* keys, int64_t begin, int64_t end, int64_t d, const Packed<float>& packed, int64_t* codes) {
+    assign_keys(keys, begin, end, d, packed, codes);
+}
+LMLAB_MULTIVERSION void assign_f64(const double* keys, int64_t begin, int64_t end, int64_t d, const Packed<double>& packed, int64_t* codes) {
+    assign_keys(keys, begin, end, d, packed, codes);
+}
+LMLAB_MULTIVERSION void forward_f32(const Tensors<float>& all, const Shape& n, int64_t lane, const Packed<float>& packed) {
+    forward_lane(all, n, lane, packed);
+}
+LMLAB_MULTIVERSION void forward_f64(const Tensors<double>& all, const Shape& n, int64_t lane, const Packed<double>& packed) {
+    forward_lane(all, n, lane, packed);
+}
+LMLAB_MULTIVERSION void step_f32(const Step<float>& one, const Shape& n, int64_t lane) { step_lane(one, n, lane); }
+LMLAB_MULTIVERSION void step_f64(const Step<double>& one, const Shape& n, int64_t lane) { step_lane(one, n, lane); }
+
+template <class T>
+std::vector<Packed<T>> pack_all(const T* codebook, const Shape& n) {
+    std::vector<Packed<T>> packed(static_cast<size_t>(n.heads));
+    for (int64_t head = 0; head < n.heads; ++head) packed[head].pack(codebook + head * n.s * n.d, n.s, n.d);
+    return packed;
+}
+
+template <class T, class One>
+void assign_all(const T* keys, const T* codebook, int64_t* codes, const Shape& n, int threads, One&& one) {
+    const auto packed = pack_all(codebook, n);
+    constexpr int64_t piece = 1024;
+    const int64_t pieces = (n.t + piece - 1) / piece;
+    parallel_for(threads, n.lanes * pieces, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t x = begin; x < end; ++x) {
+            const int64_t lane = x / pieces, from = x % pieces * piece;
+            one(keys + lane * n.t * n.d, from, std::min(from + piece, n.t), n.d, packed[lane % n.heads], codes + lane * n.t);
+        }
+    });
+}
+
+}  // namespace
+
+void assign(const float* keys, const float* codebook, int64_t* codes, const Shape& n, int threads) {
+    assign_all(keys, codebook, codes, n, threads, assign_f32);
+}
+void assign(const double* keys, const double* codebook, int64_t* codes, const Shape& n, int threads) {
+    assign_all(keys, codebook, codes, n, threads, assign_f64);
+}
+
+void forward(const Tensors<float>& all, const Shape& n, int threads) {
+    const auto packed = pack_all(all.codebook, n);
+    parallel_for(threads, n.lanes, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t lane = begin; lane < end; ++lane) forward_f32(all, n, lane, packed[lane % n.heads]);
+    });
+}
+void forward(const Tensors<double>& all, const Shape& n, int threads) {
+    const auto packed = pack_all(all.codebook, n);
+    parallel_for(threads, n.lanes, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t lane = begin; lane < end; ++lane) forward_f64(all, n, lane, packed[lane % n.heads]);
+    });
+}
+
+void step(const Step<float>& one, const Shape& n) {
+    for (int64_t lane = 0; lane < n.lanes; ++lane) step_f32(one, n, lane);
+}
+void step(const Step<double>& one, const Shape& n) {
+    for (int64_t lane = 0; lane < n.lanes; ++lane) step_f64(one, n, lane);
+}
+
+}  // namespace lmlab::attention

@@ -1,0 +1,298 @@
+"""VQ attention against softmax over quantised keys, written out row by row in float64."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lmlab.attention.scale import EntropyInvariant
+from lmlab.attention.vq import reference
+from lmlab.attention.vq.assign import assign_codes
+from lmlab.attention.vq.function import vq_attention
+from lmlab.attention.vq.state import VQState
+from lmlab.rope import Rotary
+
+
+def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+class Case:
+    """Random inputs of one shape, and the oracle's answer on them."""
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        b: int = 1,
+        g: int = 1,
+        m: int = 1,
+        t: int = 9,
+        s: int = 5,
+        d: int = 4,
+        e: int = 3,
+        w: int | None = None,
+        position: str = "none",
+        causal: bool = True,
+        masked: bool = False,
+        scaled: bool = False,
+    ) -> None:
+        h = g * m
+        self.q, self.k, self.v = (
+            normal(b, h, t, d, seed=seed),
+            normal(b, g, t, d, seed=seed + 1),
+            normal(b, g, t, e, seed=seed + 2),
+        )
+        self.codebook = normal(g, s, d, seed=seed + 3)
+        self.options: dict[str, Any] = {}
+        if position in ("bias", "both") and w:
+            self.options["bias"] = normal(h, w if causal else 2 * w - 1, seed=seed + 4)
+        if position in ("rotary", "both") and w and causal:
+            self.options |= {"rotary": Rotary(4, base=50.0), "window": w}
+        if not causal:
+            self.options["causal"] = False
+        if masked:
+            generator = torch.Generator().manual_seed(seed + 5)
+            self.options["key_mask"] = torch.rand(b, t, generator=generator) < 0.7
+        if scaled:
+            self.options["scale"] = normal(b, h, t, seed=seed + 6)
+        self.codes = reference.nearest(self.k, self.codebook)
+
+    def oracle(self, k_hat: Tensor | None = None, **changed: Tensor) -> Tensor:
+        heads = torch.arange(self.codebook.shape[0])[:, None]
+        options = (
+            {"scale": self.q.shape[-1] ** -0.5}
+            | self.options
+            | {k: v for k, v in changed.items() if k == "bias"}
+        )
+        return reference.attention(
+            changed.get("q", self.q),
+            self.codebook[heads, self.codes] if k_hat is None else k_hat,
+            changed.get("v", self.v),
+            **options,
+        )
+
+    def ours(self, **changed: object) -> Tensor:
+        inputs = {"q": self.q, "k": self.k, "v": self.v, "codebook": self.codebook} | self.options | changed
+        out = vq_attention(**inputs)
+        assert isinstance(out, Tensor)
+        return out
+
+
+shapes = st.fixed_dictionaries(
+    {
+        "seed": st.integers(0, 2**20),
+        "b": st.integers(1, 2),
+        "g": st.integers(1, 3),
+        "m": st.integers(1, 3),
+        "t": st.integers(1, 40),
+        "s": st.sampled_from([1, 2, 7, 30]),
+        "d": st.sampled_from([4, 6]),
+        "e": st.integers(1, 5),
+        "w": st.sampled_from([1, 2, 5, 8, 50]),
+        "position": st.sampled_from(["none", "bias", "rotary", "both"]),
+        "causal": st.booleans(),
+        "masked": st.booleans(),
+        "scaled": st.booleans(),
+    }
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(shape=shapes, block=st.sampled_from([1, 2, 5, 8, None]))
+def test_equals_the_oracle(shape: dict[str, Any], block: int | None) -> None:
+    case = Case(**shape)
+    assert (case.ours(block=block) - case.oracle()).abs().max() < 1e-12
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=shapes, cuts=st.lists(st.integers(0, 40), max_size=5), extra=st.sampled_from([0, 3]))
+def test_cut_anywhere_it_is_one_call(shape: dict[str, Any], cuts: list[int], extra: int) -> None:
+    case = Case(**shape | {"causal": True})
+    bias, mask, scale = (case.options.get(name) for name in ("bias", "key_mask", "scale"))
+    window = case.options.get("window") or (bias.shape[1] if isinstance(bias, Tensor) else 0)
+    assert isinstance(window, int)
+    b, g, t, e = case.v.shape
+    states = [
+        VQState.empty(b, g, case.codebook.shape[1], e, window=window + extra, dtype=torch.float64)
+        for _ in range(2)
+    ]
+    whole = case.ours(state=states[0])
+    edges = sorted({0, t, *(min(c, t) for c in cuts)})
+    parts = []
+    for low, high in itertools.pairwise(edges):
+        part = slice(low, high)
+        some: dict[str, object] = {"q": case.q[:, :, part], "k": case.k[:, :, part], "v": case.v[:, :, part]}
+        some |= {"key_mask": mask[:, part]} if isinstance(mask, Tensor) else {}
+        some |= {"scale": scale[:, :, part]} if isinstance(scale, Tensor) else {}
+        parts.append(case.ours(state=states[1], block=3, **some))
+    assert (torch.cat(parts, 2) - whole).abs().max() < 1e-12
+    assert (whole - case.oracle()).abs().max() < 1e-12
+    one, many = states
+    assert torch.equal(one.count, many.count) and torch.equal(one.recent_codes, many.recent_codes)
+    assert torch.equal(one.seen, many.seen) and one.position == many.position == t
+    assert torch.allclose(one.mean, many.mean, atol=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=shapes, block=st.sampled_from([1, 3, 8, None]))
+def test_gradients_equal_those_of_the_oracle(shape: dict[str, Any], block: int | None) -> None:
+    case = Case(**shape)
+    heads = torch.arange(case.codebook.shape[0])[:, None]
+    k_hat = case.codebook[heads, case.codes].clone().requires_grad_()
+    leaves = {"q": case.q, "v": case.v} | ({"bias": case.options["bias"]} if "bias" in case.options else {})
+    theirs = {name: x.clone().requires_grad_() for name, x in leaves.items()}
+    weight = normal(*case.q.shape[:3], case.v.shape[-1], seed=1)
+    wanted = torch.autograd.grad(
+        (case.oracle(k_hat, **theirs) * weight).sum(), [k_hat, *theirs.values()], allow_unused=True
+    )
+    ours = {name: x.clone().requires_grad_() for name, x in leaves.items()}
+    k, codebook = case.k.clone().requires_grad_(), case.codebook.clone().requires_grad_()
+    out = case.ours(k=k, codebook=codebook, block=block, **ours)
+    got = torch.autograd.grad((out * weight).sum(), [k, *ours.values(), codebook])
+    for mine, right in zip(got, wanted, strict=False):
+        assert (mine - (torch.zeros_like(mine) if right is None else right)).abs().max() < 1e-10
+    by_code = torch.zeros_like(codebook)
+    masked = case.options.get("key_mask")
+    g = wanted[0] if wanted[0] is not None else torch.zeros_like(k_hat)
+    g = g if masked is None else g * masked[:, None, :, None]
+    for head in range(codebook.shape[0]):
+        by_code[head].index_add_(0, case.codes[:, head].reshape(-1), g[:, head].reshape(-1, g.shape[-1]))
+    assert (got[-1] - by_code).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("position", "causal"),
+    [("none", True), ("bias", True), ("rotary", True), ("none", False), ("bias", False)],
+)
+def test_local_key_gradient_hears_two_blocks(position: str, causal: bool) -> None:
+    block, t = 4, 19
+    case = Case(seed=3, b=2, g=2, m=2, t=t, s=6, w=3, position=position, causal=causal)
+    k_hat = case.codebook[torch.arange(2)[:, None], case.codes]
+    wanted = torch.zeros_like(k_hat)
+    weight = normal(2, 4, t, 3, seed=9)
+    blocks = torch.arange(t) // block
+    for j_block in range(int(blocks[-1]) + 1):
+        # the oracle with all keys but those of one block detached, and only the queries that it may hear
+        leaf = k_hat.clone().requires_grad_()
+        heard = blocks - j_block if causal else (blocks - j_block).abs()
+        hears = (heard >= 0) & (heard <= 1)
+        out = case.oracle(leaf)
+        (grad,) = torch.autograd.grad((out * weight * hears[None, None, :, None]).sum(), leaf)
+        wanted[:, :, blocks == j_block] = grad[:, :, blocks == j_block]
+    k = case.k.clone().requires_grad_()
+    (got,) = torch.autograd.grad((case.ours(k=k, key_grad="local", block=block) * weight).sum(), k)
+    assert (got - wanted).abs().max() < 1e-10
+    k = case.k.clone().requires_grad_()
+    q = case.q.clone().requires_grad_()
+    none = torch.autograd.grad(
+        (case.ours(q=q, k=k, key_grad="none") * weight).sum(), [k, q], allow_unused=True
+    )
+    every = torch.autograd.grad((case.ours(q=q, k=k) * weight).sum(), [k, q])
+    assert none[0] is None or not bool(none[0].any())
+    assert torch.equal(none[1], every[1])
+
+
+def test_sums_over_codes_equal_pairs_for_key_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lmlab.attention.vq import function
+
+    case = Case(seed=5, b=2, g=2, m=2, t=50, s=4, w=6, position="rotary", masked=True)
+    gradients = []
+    for by_pairs in (True, False):
+        monkeypatch.setattr(function, "_pairs_cost_less", lambda inputs, answer=by_pairs: answer)
+        k = case.k.clone().requires_grad_()
+        gradients.append(torch.autograd.grad(case.ours(k=k, block=7).square().sum(), k)[0])
+    assert (gradients[0] - gradients[1]).abs().max() < 1e-12
+
+
+def test_keys_that_are_codes_give_plain_attention() -> None:
+    codebook = normal(2, 6, 8, seed=1)
+    picks = torch.randint(6, (1, 2, 33), generator=torch.Generator().manual_seed(2))
+    k = codebook[torch.arange(2)[:, None], picks]
+    q, v = normal(1, 2, 33, 8, seed=3), normal(1, 2, 33, 5, seed=4)
+    out = vq_attention(q, k, v, codebook, block=8)
+    plain = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    assert isinstance(out, Tensor) and (out - plain).abs().max() < 1e-12
+
+
+def test_one_code_is_a_running_mean() -> None:
+    v = normal(1, 1, 20, 3, seed=1)
+    out = vq_attention(normal(1, 1, 20, 4, seed=2), normal(1, 1, 20, 4, seed=3), v, normal(1, 1, 4, seed=4))
+    assert isinstance(out, Tensor)
+    assert (out - v.cumsum(2) / torch.arange(1, 21)[:, None]).abs().max() < 1e-12
+
+
+def test_causality_is_exact_and_ties_take_the_lowest_code() -> None:
+    case = Case(seed=11, t=30, s=7, w=4, position="bias")
+    before = case.ours(block=8)
+    case.k[:, :, 20], case.v[:, :, 20] = 3.0, -1.0
+    assert torch.equal(case.ours(block=8)[:, :, :20], before[:, :, :20])
+    doubled = torch.cat([case.codebook, case.codebook], 1)
+    assert torch.equal(assign_codes(case.k, doubled), assign_codes(case.k, case.codebook))
+    assert torch.allclose(case.ours(codebook=doubled), case.ours(), atol=1e-14)
+
+
+def test_a_scale_rule_counts_the_keys_that_were_seen() -> None:
+    case = Case(seed=13, b=2, t=12, masked=True)
+    mask = case.options["key_mask"]
+    assert isinstance(mask, Tensor)
+    rule = EntropyInvariant(8)
+    by_hand = rule(mask.cumsum(-1).clamp(min=1).double(), head_dim=4)[:, None]
+    assert (case.ours(scale=rule) - case.ours(scale=by_hand)).abs().max() < 1e-14
+    state = VQState.empty(2, 1, 5, 3, dtype=torch.float64)
+    parts = []
+    for part in (slice(0, 5), slice(5, 12)):
+        some = {name: getattr(case, name)[:, :, part] for name in ("q", "k", "v")}
+        parts.append(case.ours(scale=rule, state=state, key_mask=mask[:, part], **some))
+    assert (torch.cat(parts, 2) - case.ours(scale=rule)).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_finite_and_near(dtype: torch.dtype) -> None:
+    case = Case(seed=17, t=600, s=16, d=8, e=8, w=8, position="bias")
+    q, k, v = (x.to(dtype).requires_grad_() for x in (case.q, case.k, case.v))
+    out = vq_attention(q, k, v, case.codebook.float(), bias=case.options["bias"].float(), codes=case.codes)
+    assert isinstance(out, Tensor) and out.dtype == dtype
+    assert (out.double() - case.ours()).abs().max() < 2e-2
+    out.square().sum().backward()
+    assert all(x.grad is not None and bool(x.grad.isfinite().all()) for x in (q, k, v))
+
+
+def test_float32_is_near_and_empty_calls_are_empty() -> None:
+    case = Case(seed=19, b=2, g=2, m=2, t=300, s=16, d=8, e=8, w=8, position="bias")
+    exact = case.ours()
+    single = vq_attention(
+        case.q.float(),
+        case.k.float(),
+        case.v.float(),
+        case.codebook.float(),
+        bias=case.options["bias"].float(),
+        codes=case.codes,
+    )
+    assert isinstance(single, Tensor)
+    assert (single.double() - exact).abs().max() < 3e-6 * case.v.abs().max()
+    state = VQState.empty(2, 2, 16, 8, window=8)
+    none, same = vq_attention(
+        case.q[:, :, :0], case.k[:, :, :0], case.v[:, :, :0], case.codebook, state=state, return_state=True
+    )
+    assert none.shape == (2, 4, 0, 8) and same is state and state.position == 0
+
+
+def test_state_is_of_constant_size_and_can_branch() -> None:
+    case = Case(seed=23, b=3, t=10, s=4, w=4, position="bias")
+    out, state = vq_attention(
+        case.q, case.k, case.v, case.codebook, bias=case.options["bias"], return_state=True
+    )
+    size = state.nbytes
+    branch = state.clone()
+    case.ours(state=state)
+    assert state.nbytes == size and state.position == 20 and branch.position == 10
+    rows = torch.tensor([2, 0])
+    some = branch.select(rows)
+    part = {name: getattr(case, name)[rows] for name in ("q", "k", "v")}
+    assert torch.allclose(case.ours(state=some, **part), case.ours(state=branch)[rows], atol=1e-14)
+    assert out.shape == (3, 1, 10, 3)
