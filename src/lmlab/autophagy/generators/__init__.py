@@ -1,0 +1,1 @@
+"""Models that a loop can train: each has `fit`, `sample`, `state` and `load` (see `protocol`)."""

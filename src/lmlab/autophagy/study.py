@@ -1,0 +1,167 @@
+"""The laboratory's stage: from the recipe's table and a text to plain numbers for the report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmlab.autophagy import figures
+from lmlab.autophagy.filters import BestOf, Filter
+from lmlab.autophagy.generators.gaussian import Gaussian
+from lmlab.autophagy.generators.ngram import NGram
+from lmlab.autophagy.generators.protocol import Generator
+from lmlab.autophagy.history import History
+from lmlab.autophagy.loops import (
+    Accumulate,
+    Augmentation,
+    Contamination,
+    Fresh,
+    Loop,
+    Memory,
+    RealOnly,
+    Subsample,
+    Synthetic,
+    Weighted,
+)
+from lmlab.autophagy.options import AutophagyOptions
+from lmlab.autophagy.random import rng_for
+from lmlab.autophagy.runner import sweep
+
+
+def study(
+    options: AutophagyOptions,
+    train: Iterable[str | bytes],
+    held_out: Iterable[str | bytes],
+    *,
+    seed: int = 0,
+    encode: Callable[[str | bytes], Sequence[int]] | None = None,
+    decoder: Generator | None = None,
+    out: str | Path | None = None,
+    workers: int = 1,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """`{"arms": [...], "collapse": {...}}` for the report; every number is finite or None.
+
+    train, held_out: documents. encode: text to ids for ngram and decoder (None: its UTF-8 bytes).
+    decoder: the template that generator = "decoder" trains, `DecoderLM(config, train_config, …)`.
+    """
+    generator, data, real = material(options, train, held_out, seed=seed, encode=encode, decoder=decoder)
+    return {
+        "arms": arms(options, generator, data, real, seed=seed, out=out, workers=workers, progress=progress),
+        "collapse": figures.collapse(seed=seed),
+    }
+
+
+def arms(
+    options: AutophagyOptions,
+    generator: Generator,
+    data: np.ndarray | Generator,
+    held_out: np.ndarray,
+    *,
+    seed: int = 0,
+    out: str | Path | None = None,
+    workers: int = 1,
+    progress: bool = False,
+) -> list[dict[str, Any]]:
+    """Every loop of the options with every bias, each with its control beside it."""
+    loops: dict[str, Loop] = {name: loop_of(name, options) for name in options.loops}
+    if options.control:
+        loops |= {f"{name}-control": RealOnly(loop) for name, loop in loops.items()}
+    filters: tuple[Filter, ...] = (BestOf(options.best_of, kinds, 0.0),) if options.best_of > 1 else ()
+    histories = sweep(
+        loops, generator, data, biases=options.bias, generations=options.generations,
+        seeds=range(seed, seed + options.seeds), metrics=options.metrics, held_out=held_out, filters=filters,
+        out=out, workers=workers, progress=progress,
+    )  # fmt: skip
+    return [_arm(name, bias, options, history) for (name, bias), history in histories.items()]
+
+
+def _arm(name: str, bias: float, options: AutophagyOptions, history: History) -> dict[str, Any]:
+    return {
+        "loop": name.removesuffix("-control"),
+        "bias": bias,
+        "control": name.endswith("-control"),
+        "generations": list(range(1, options.generations + 1)),
+        "seeds": options.seeds,
+        "metrics": {
+            metric: {"mean": _finite(history.mean(metric)), "sem": _finite(history.sem(metric))}
+            for metric in history.metrics
+        },
+    }
+
+
+def _finite(values: np.ndarray) -> list[float | None]:
+    return [float(value) if math.isfinite(value) else None for value in values]
+
+
+def kinds(rows: np.ndarray) -> np.ndarray:
+    """How many different values each row holds: the reward of `best_of`."""
+    ordered = np.sort(rows, axis=1)
+    return np.asarray(1.0 + (np.diff(ordered, axis=1) != 0).sum(axis=1))
+
+
+def loop_of(name: str, options: AutophagyOptions) -> Loop:
+    """The loop that the options name, with their sizes, memory and weight."""
+    first = options.n_initial or None
+    loops: dict[str, Callable[[], Loop]] = {
+        "synthetic": lambda: Synthetic(options.n_synth, first),
+        "augmentation": lambda: Augmentation(options.n_real, options.n_synth),
+        "fresh": lambda: Fresh(options.n_real, options.n_synth, first),
+        "accumulate": lambda: Accumulate(options.n_synth, first),
+        "subsample": lambda: Subsample(options.n_synth, None, first),
+        "contamination": lambda: Contamination(options.n_real + options.n_synth, options.synthetic),
+    }
+    loop = loops[name]()
+    if options.memory > 1:
+        loop = Memory(loop, options.memory)
+    if options.weight > 0 and name != "subsample":
+        loop = Weighted(loop, options.weight)
+    return loop
+
+
+# ---------------------------------------------------------------- data and model
+def material(
+    options: AutophagyOptions,
+    train: Iterable[str | bytes],
+    held_out: Iterable[str | bytes],
+    *,
+    seed: int = 0,
+    encode: Callable[[str | bytes], Sequence[int]] | None = None,
+    decoder: Generator | None = None,
+) -> tuple[Generator, np.ndarray | Generator, np.ndarray]:
+    """The template, the real rows (or law) and the held-out rows that the options' generator needs."""
+    if options.generator in ("ngram", "decoder"):
+        pool = token_rows(train, options.row_length, encode)
+        real = token_rows(held_out, options.row_length, encode)
+        if options.generator == "ngram":
+            vocab_size = 256 if encode is None else 1 + int(max(pool.max(), real.max()))
+            return NGram(vocab_size, order=4), pool, real
+        if decoder is None:
+            raise ValueError('generator = "decoder" needs decoder=DecoderLM(config, train_config, …)')
+        return decoder, pool, real
+    law = Gaussian(mean=[0.0, 0.0], cov=[[1.0, 0.0], [0.0, 1.0]])
+    return Gaussian(), law, law.sample(options.n_real, 1.0, rng_for(seed, 0, "held-out"))
+
+
+def token_rows(
+    documents: Iterable[str | bytes],
+    length: int,
+    encode: Callable[[str | bytes], Sequence[int]] | None = None,
+) -> np.ndarray:
+    """All documents one after another, cut into rows of `length` ids; what is left over is dropped."""
+    pieces: list[np.ndarray] = []
+    for document in documents:
+        if encode is None:
+            raw = document.encode() if isinstance(document, str) else document
+            pieces.append(np.frombuffer(raw, dtype=np.uint8).astype(np.int64))
+        else:
+            pieces.append(np.asarray(encode(document), dtype=np.int64))
+    ids = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)
+    rows = ids.size // length
+    if rows == 0:
+        raise ValueError(f"the text has {ids.size} ids, fewer than one row of row_length {length}")
+    return ids[: rows * length].reshape(rows, length)
