@@ -16,6 +16,7 @@ from lmlab.lab.report.text import escape, finite, short, shorten
 HALF, FULL = 480, 820  # widths in pixels of the drawing
 COLOURS = 8
 LINE = 18  # height of a line of text
+ROOM = 116.0  # few bars or rows are drawn wider, to fill at least this height
 MARKED = 60  # a line of more points is drawn without marks
 
 Point = tuple[float, float | None]
@@ -131,7 +132,8 @@ def bar_chart(
     left = min(0.4 * width, 10 + max(map(text_width, labels), default=0))
     notes = [f"{b.value:.{digits}f} {b.note}".strip() for b in bars]
     right = width - 10 - max(map(text_width, notes), default=0)
-    step, thick = 28, 17
+    step = max(28.0, ROOM / max(1, len(bars)))
+    thick = min(0.62 * step, 26.0)
     bottom = 8 + step * len(bars)
     plot = _Plot(scale, Scale(0, 1, False, ()), left, 8, right, bottom)
     parts = []
@@ -147,7 +149,7 @@ def bar_chart(
         tip = escape(f"{bar.label}: {note}")
         parts.append(
             f'<rect class="bar {_colour(bar.colour)}" x="{left:.1f}" y="{top:.1f}" '
-            f'width="{max(end - left, 1):.1f}" height="{thick}" rx="2"><title>{tip}</title></rect>'
+            f'width="{max(end - left, 1):.1f}" height="{thick:.1f}" rx="2"><title>{tip}</title></rect>'
         )
         parts += [
             f'<circle class="seed" cx="{plot.across(d):.1f}" cy="{top + thick / 2:.1f}" r="3">'
@@ -155,8 +157,8 @@ def bar_chart(
             for d in bar.dots
         ]
         furthest = max([end, *map(plot.across, bar.dots)])
-        parts.append(_text(left - 8, top + 13, label, "ink" + strong, "end"))
-        parts.append(_text(furthest + 7, top + 13, note, "ink" + strong))
+        parts.append(_text(left - 8, top + thick / 2 + 4, label, "ink" + strong, "end"))
+        parts.append(_text(furthest + 7, top + thick / 2 + 4, note, "ink" + strong))
     return svg(name, width, bottom + 42, title, description, parts)
 
 
@@ -174,25 +176,25 @@ def heat_map(
 ) -> str:
     """Shares in 0 … 1: deeper colour is more, the number is in the cell; a dashed cell wasn't measured."""
     left = 10 + max(map(text_width, rows), default=0)
-    top, size = 24, 30
+    top, size = 24, max(30.0, ROOM / max(1, len(rows)))
     step = (width - 4 - left) / max(1, len(columns))
     parts = [_text(0, 14, row_label, "dim")]
     for i, (row, cells) in enumerate(zip(rows, values, strict=True)):
         y = top + size * i
-        parts.append(_text(left - 8, y + 20, row, "dim", "end"))
+        parts.append(_text(left - 8, y + size / 2 + 4, row, "dim", "end"))
         for j, value in enumerate(cells):
             known = finite(value)
             box = (
-                f'x="{left + step * j + 1:.1f}" y="{y + 1}" width="{step - 2:.1f}" height="{size - 2}" rx="3"'
+                f'x="{left + step * j + 1:.1f}" y="{y + 1:.1f}" '
+                f'width="{step - 2:.1f}" height="{size - 2:.1f}" rx="3"'
             )
             if known is None:
                 parts.append(f'<rect class="empty" {box}/>')
                 continue
             tip = escape(f"{row_label} {row}, {column_label} {columns[j]}: {known:.2f}")
-            opacity = 0.05 + 0.95 * min(1.0, max(0.0, known))
-            parts.append(f'<rect class="cell" fill-opacity="{opacity:.2f}" {box}><title>{tip}</title></rect>')
-            middle = left + step * (j + 0.5)
-            parts.append(_text(middle, y + 20, f"{known:.2f}", "on" if opacity > 0.6 else "ink", "middle"))
+            shade = f'fill-opacity="{0.05 + 0.95 * min(1.0, max(0.0, known)):.2f}"'
+            parts.append(f'<rect class="cell" {shade} {box}><title>{tip}</title></rect>')
+            parts.append(_text(left + step * (j + 0.5), y + size / 2 + 4, f"{known:.2f}", "ink", "middle"))
     bottom = top + size * len(rows)
     parts += [_text(left + step * (j + 0.5), bottom + 16, c, "dim", "middle") for j, c in enumerate(columns)]
     parts.append(_text((left + width) / 2, bottom + 34, column_label, "dim", "middle"))

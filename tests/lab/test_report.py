@@ -1,0 +1,324 @@
+"""The report: whole for any run, escaped whatever the text, with the numbers of every figure beside it."""
+
+import csv
+import json
+import shutil
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from lab.synthetic_run import BASELINES, HOSTILE, write_run
+from lmlab.lab.report import write_report
+from lmlab.lab.report.length import section as length_section
+from lmlab.lab.report.page import POLICY
+from lmlab.lab.report.read import read_run
+from lmlab.lab.report.summary import remarks, verdict
+
+SVG = "{http://www.w3.org/2000/svg}"
+ALL = ["autophagy", "length", "notes", "samples", "summary", "tokenizer", "training"]
+
+
+class Reader(HTMLParser):
+    """What an HTML parser sees: tags with attributes, and the text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def lines(path: Path) -> list[list[str]]:
+    """The rows of a CSV file, its head first."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
+def records(path: Path) -> list[dict[str, str]]:
+    head, *rows = lines(path)
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def parsed(page: Path) -> Reader:
+    reader = Reader()
+    reader.feed(page.read_text(encoding="utf-8"))
+    return reader
+
+
+def tree(page: Path) -> ET.Element:
+    return ET.fromstring(page.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(write_run(tmp_path_factory.mktemp("runs") / "hostile", hostile=True))
+
+
+def test_hostile_texts_stay_text(hostile: Path) -> None:
+    seen = parsed(hostile)
+    names = {tag for tag, _ in seen.tags}
+    assert not names & {"script", "iframe", "object", "embed", "img", "form", "base", "foreignobject"}
+    assert not [a for _, attrs in seen.tags for a in attrs if a.startswith("on")]
+    assert "<script>alert(1)</script></svg>]]>\"'&amp;" in "".join(seen.words)
+
+
+def test_control_and_bidi_characters_are_shown_as_escapes(hostile: Path) -> None:
+    files = [hostile, *hostile.parent.glob("figures/*")]
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        assert not [c for c in HOSTILE if ord(c) < 32 or ord(c) > 0x2000 if c in text], path.name
+    page = hostile.read_text(encoding="utf-8")
+    assert "\\x00" in page
+    assert "\\u202eevil\\u2066\\u200b" in page
+
+
+def test_the_page_is_well_formed_and_asks_for_nothing(hostile: Path) -> None:
+    root = tree(hostile)
+    metas = [m.get("content") for m in root.iter("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    assert metas == [POLICY]
+    for element in root.iter():
+        for name in ("src", "href", "srcset", "action", "data", "{http://www.w3.org/1999/xlink}href"):
+            link = element.get(name)
+            assert link is None or link == "data:," or link.startswith("#"), link
+    assert "url(" not in hostile.read_text(encoding="utf-8")
+    assert "@import" not in hostile.read_text(encoding="utf-8")
+
+
+def test_every_part_is_there_and_links_lead_to_it(hostile: Path) -> None:
+    root = tree(hostile)
+    parts = {s.get("id") for s in root.iter("section")}
+    assert sorted(map(str, parts)) == ALL
+    assert {f"#{p}" for p in parts} == {a.get("href") for a in root.iter("a")}
+
+
+def test_each_figure_says_how_to_read_it_and_where_its_numbers_are(hostile: Path) -> None:
+    figures = list(tree(hostile).iter("figure"))
+    assert len(figures) >= 15
+    for figure in figures:
+        assert "".join(figure.find("h3").itertext()).strip()
+        assert "".join(figure.find("p[@class='reading']").itertext()).endswith(".")
+        for code in figure.find("figcaption").iter("code"):
+            path = hostile.parent / "".join(code.itertext())
+            rows = lines(path)
+            assert len(rows) > 1 or path.name == "warnings.csv"
+            assert {len(row) for row in rows} == {len(rows[0])}
+
+
+def test_drawings_have_names_and_unique_ids(hostile: Path) -> None:
+    root = tree(hostile)
+    ids = [e.get("id") for e in root.iter() if e.get("id")]
+    assert len(ids) == len(set(ids))
+    drawings = list(root.iter(f"{SVG}svg"))
+    assert len(drawings) >= 10
+    for drawing in drawings:
+        labels = drawing.get("aria-labelledby", "").split()
+        assert len(labels) == 2
+        assert set(labels) <= set(ids)
+        assert drawing.find(f"{SVG}title").text
+        assert drawing.find(f"{SVG}desc").text
+
+
+def test_each_drawing_is_a_file_that_stands_alone(hostile: Path) -> None:
+    files = sorted(hostile.parent.glob("figures/*.svg"))
+    assert len(files) == len(list(tree(hostile).iter(f"{SVG}svg")))
+    for path in files:
+        root = ET.parse(path).getroot()
+        assert "--s0" in root.find(f"{SVG}style").text
+        assert path.with_suffix(".csv").is_file()
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        (),
+        ("corpus",),
+        ("corpus", "tokenize"),
+        ("corpus", "tokenize", "train"),
+        ("corpus", "tokenize", "train", "evaluate"),
+        ("corpus", "tokenize", "train", "evaluate", "generate"),
+        ("autophagy",),
+    ],
+)
+def test_a_run_that_was_stopped_has_a_report(tmp_path: Path, stages: tuple[str, ...]) -> None:
+    page = write_report(write_run(tmp_path / "run", stages=stages))
+    root = tree(page)
+    assert sorted(s.get("id", "") for s in root.iter("section")) == ALL
+    unfinished = "This run is not finished" in page.read_text(encoding="utf-8")
+    assert unfinished == (len(stages) < 5)
+
+
+def test_parts_that_the_recipe_leaves_out_say_so(tmp_path: Path) -> None:
+    stages = ("corpus", "tokenize", "train", "evaluate", "generate")
+    page = write_report(write_run(tmp_path / "run", stages=stages, length=False)).read_text(encoding="utf-8")
+    assert "No length test ran" in page
+    assert "No loop ran" in page
+    assert "This run is not finished" not in page
+
+
+def test_numbers_that_are_null_leave_gaps(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+
+    def hollow(value: object) -> object:
+        if isinstance(value, dict):
+            return {k: hollow(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [hollow(v) for v in value]
+        return None if isinstance(value, float) else value
+
+    for path in run.glob("stages/*/stage.json"):
+        path.write_text(json.dumps(hollow(json.loads(path.read_text()))))
+    for path in run.glob("stages/*/samples.jsonl"):
+        path.write_text("\n".join(json.dumps(hollow(json.loads(x))) for x in path.read_text().splitlines()))
+    tree(write_report(run))
+    for path in run.glob("stages/*/stage.json"):
+        told = json.loads(path.read_text())
+        path.write_text(json.dumps({**told, "result": {k: None for k in told["result"]}}))
+    tree(write_report(run))
+
+
+def test_warnings_are_in_full_and_counted(hostile: Path) -> None:
+    items = ["".join(li.itertext()) for li in tree(hostile).iter("li") if li.find("strong") is not None]
+    assert items[0] == "corpus: the corpus holds one document twice (2 times)"
+    assert items[1].startswith("corpus: bfloat16 is slower here\nthan float32<script>")
+    assert len(items) == 2
+
+
+def test_the_small_print(hostile: Path) -> None:
+    words = "".join(tree(hostile).itertext())
+    for expected in (
+        "lmlab run demo --out runs/demo",
+        "invalid UTF-8",
+        "torch",
+        "2.13.0",
+        "sample/kjv.jsonl",
+    ):
+        assert expected in words
+
+
+def test_again_is_the_same_and_old_figures_go(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    first = write_report(run).read_bytes()
+    old = [run / "figures" / "old.svg", run / "figures" / "old.csv"]
+    for path in old:
+        path.write_text("from an older report")
+    mine = run / "figures" / "notes.txt"
+    mine.write_text("a user's own")
+    assert write_report(run).read_bytes() == first
+    assert not any(path.exists() for path in old)
+    assert mine.exists()
+
+
+def test_variants_share_stages_and_seeds_are_averaged(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", variants=("base", "vq"), seeds=3)
+    write_report(run)
+    rows = {r["variant"]: r for r in records(run / "figures/summary.csv")}
+    assert list(rows) == ["base", "vq", *BASELINES]
+    found = [s.result["bits_per_byte"] for s in read_run(run).of("evaluate", "vq")]
+    assert len(found) == 3
+    assert float(rows["vq"]["bits_per_byte"]) == pytest.approx(sum(found) / 3)
+    times = records(run / "figures/stage-times.csv")
+    assert sum(t["stage"] == "corpus" for t in times) == 1
+    assert sum(t["stage"] == "train" for t in times) == 6
+
+
+def words(html: str) -> str:
+    return "".join(ET.fromstring(f"<p>{html}</p>").itertext())
+
+
+@pytest.mark.parametrize(
+    ("bits", "expected"),
+    [
+        (2.31, "2.31 bits per byte: below zlib 4.18 and lzma 2.70 on the same held-out bytes."),
+        (3.0, "3.00 bits per byte: below zlib 4.18, but not below lzma 2.70, on the same held-out bytes."),
+        (5, "5.00 bits per byte: not below zlib 4.18 and lzma 2.70 on the same held-out bytes, so a general"),
+    ],
+)
+def test_the_verdict(tmp_path: Path, bits: float, expected: str) -> None:
+    run = write_run(tmp_path / "run")
+    path = next(run.glob("stages/evaluate-*/stage.json"))
+    told = json.loads(path.read_text())
+    told["result"]["bits_per_byte"] = bits
+    path.write_text(json.dumps(told))
+    assert words(verdict(read_run(run))).startswith(expected)
+
+
+def test_the_verdict_of_variants_warns_of_noise(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", variants=("base", "vq"))
+    assert words(verdict(read_run(run))).startswith("Best of 2 variants, base: ")
+    assert any("Fewer than three seeds" in r for r in remarks(read_run(run)))
+    for path in run.glob("stages/evaluate-*/stage.json"):
+        told = json.loads(path.read_text())
+        told["result"]["bits_per_byte"] = 2.31 + 0.001 * (told["variant"] == "vq")
+        path.write_text(json.dumps(told))
+    assert any("0.001 bits apart" in r for r in remarks(read_run(run)))
+
+
+def test_nothing_measured_is_said(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run", stages=("corpus",)))
+    assert verdict(run) == "No model has been measured in this run yet."
+
+
+def test_a_list_that_leads_out_of_the_run_is_not_followed(tmp_path: Path) -> None:
+    other = write_run(tmp_path / "other")
+    run = write_run(tmp_path / "run", stages=("corpus",))
+    stage = next(other.glob("stages/train-*"))
+    (run / "stages.json").write_text(
+        json.dumps([{"stage": "train", "directory": f"../other/stages/{stage.name}"}])
+    )
+    assert read_run(run).stages == ()
+
+
+def test_without_a_list_the_stage_directories_are_read(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "stages.json").unlink()
+    assert {s.stage for s in read_run(run).stages} >= {"corpus", "train", "evaluate"}
+
+
+def test_a_damaged_stage_is_left_out(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    next(run.glob("stages/evaluate-*/stage.json")).write_text('{"stage": "eval')
+    assert read_run(run).of("evaluate") == []
+    assert "No model has been measured" in write_report(run).read_text(encoding="utf-8")
+
+
+def test_quality_is_never_drawn_without_diversity(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    path = next(run.glob("stages/autophagy-*/stage.json"))
+    told = json.loads(path.read_text())
+    for arm in told["result"]["arms"]:
+        arm["metrics"] = {"bits_per_byte": arm["metrics"]["bits_per_byte"]}
+    path.write_text(json.dumps(told))
+    page = write_report(run)
+    assert not list(run.glob("figures/loops*.svg"))
+    assert "and no diversity" in page.read_text(encoding="utf-8")
+
+
+def test_length_figures_mark_the_trained_length(tmp_path: Path) -> None:
+    figures = {f.name: f for f in length_section(read_run(write_run(tmp_path / "run"))).figures}
+    assert list(figures) == ["loss-by-context", "loss-by-position", "length-table", "passkey"]
+    for name in ("loss-by-context", "loss-by-position"):
+        assert "trained on 256 tokens" in figures[name].panels[0].body
+    assert "line grey dashed" in figures["loss-by-context"].panels[0].body
+
+
+@pytest.mark.bad_input
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="is no run directory; `lmlab run --out"):
+        write_report(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        write_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_moved_run_gives_the_same_report(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    first = write_report(run).read_bytes()
+    shutil.copytree(run, tmp_path / "elsewhere")
+    assert write_report(tmp_path / "elsewhere").read_bytes() == first
