@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def test_a_hundred_thousand_random_byte_strings_come_back() -> None:
     blob = letters[rng.integers(0, len(letters), lengths.sum())]
     blob[: len(blob) // 2] = rng.integers(0, 256, len(blob) // 2)
     ends = np.concatenate([[0], np.cumsum(lengths)])
-    texts = [blob[a:b].tobytes() for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    texts = [blob[a:b].tobytes() for a, b in itertools.pairwise(ends)]
     for alpha in (None, 0.5):
         encoded = TOK.encode_batch(texts, alpha=alpha, seed=None if alpha is None else 1)
         lengths_of = np.array([len(piece) for piece in TOK.pieces])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
+
+from lmlab.model.fields import check_fields, require
 
 GeneratorName = Literal["gaussian", "mixture", "kde", "ngram", "decoder", "diffusion"]
 LoopName = Literal["synthetic", "augmentation", "fresh", "accumulate", "subsample", "contamination"]
@@ -16,8 +18,8 @@ class AutophagyOptions:
     generator: ngram and decoder are trained on the recipe's text, in rows of row_length tokens; gaussian,
     mixture and kde on points of known laws, diffusion on the 8x8 digits. control: RealOnly of every loop
     beside it. bias: λ of sampling, one arm each. n_initial 0: as the loop says. weight 0: rows unweighted.
-    synthetic: the share of synthetic rows in the loop contamination. best_of: curation by the model's own
-    length-normalised likelihood is not assumed; k > 1 keeps of k rows the one with most different tokens.
+    synthetic: the share of synthetic rows in the loop contamination. best_of k > 1: curation, of k rows the
+    one with most different tokens is kept. Raises ConfigError that names the key.
     """
 
     generator: GeneratorName = "decoder"
@@ -39,28 +41,12 @@ class AutophagyOptions:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        if self.generator not in get_args(GeneratorName):
-            raise ValueError(
-                f"autophagy.generator: unknown {self.generator!r}; known are {', '.join(get_args(GeneratorName))}"
-            )
-        for loop in self.loops:
-            if loop not in get_args(LoopName):
-                raise ValueError(
-                    f"autophagy.loops: unknown loop {loop!r}; known are {', '.join(get_args(LoopName))}"
-                )
-        if not self.loops or not self.bias:
-            raise ValueError("autophagy.loops and autophagy.bias must name at least one each")
+        check_fields(self)
         for name in ("generations", "seeds", "n_real", "n_synth", "memory", "row_length", "best_of"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"autophagy.{name} must be >= 1, got {getattr(self, name)!r}")
-        if self.n_initial < 0:
-            raise ValueError(
-                f"autophagy.n_initial must be >= 0 (0: as the loop says), got {self.n_initial!r}"
-            )
-        for bias in self.bias:
-            if not 0.0 <= bias <= 1.0:
-                raise ValueError(f"autophagy.bias must be numbers in [0, 1], got {bias!r}")
-        if not 0.0 <= self.weight < 1.0:
-            raise ValueError(f"autophagy.weight must be in (0, 1), or 0 for none, got {self.weight!r}")
-        if not 0.0 <= self.synthetic <= 1.0:
-            raise ValueError(f"autophagy.synthetic must be in [0, 1], got {self.synthetic!r}")
+            require(getattr(self, name) >= 1, name, "an integer >= 1", getattr(self, name))
+        require(self.n_initial >= 0, "n_initial", "an integer >= 0 (0: as the loop says)", self.n_initial)
+        require(len(self.loops) > 0, "loops", "a list of at least one loop", list(self.loops))
+        in_range = len(self.bias) > 0 and all(0 <= bias <= 1 for bias in self.bias)
+        require(in_range, "bias", "a list of numbers in [0, 1]", list(self.bias))
+        require(0 <= self.weight < 1, "weight", "a number in [0, 1) (0: off)", self.weight)
+        require(0 <= self.synthetic <= 1, "synthetic", "a number in [0, 1]", self.synthetic)

@@ -141,8 +141,14 @@ def material(
             vocab_size = 256 if encode is None else 1 + int(max(pool.max(), real.max()))
             return NGram(vocab_size, order=4), pool, real
         if decoder is None:
-            raise ValueError('generator = "decoder" needs decoder=DecoderLM(config, train_config, …)')
+            raise NotImplementedError(
+                'generator = "decoder" needs decoder=…, a template that can fit and sample'
+            )
         return decoder, pool, real
+    if options.generator != "gaussian":
+        raise NotImplementedError(
+            f'must be "gaussian", "ngram" or "decoder" in this version, got {options.generator!r}'
+        )
     law = Gaussian(mean=[0.0, 0.0], cov=[[1.0, 0.0], [0.0, 1.0]])
     return Gaussian(), law, law.sample(options.n_real, 1.0, rng_for(seed, 0, "held-out"))
 

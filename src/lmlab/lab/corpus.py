@@ -17,6 +17,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +26,7 @@ from lmlab.lab.recipe import CorpusOptions
 from lmlab.lab.stages import file_sha256
 
 VERSION = 1
+RECALL_BYTES = 4_000_000  # of the made corpus, where max_bytes doesn't say
 SUFFIXES = {
     ".txt": "text",
     ".text": "text",
@@ -68,10 +70,13 @@ class Skipped:
 # --- which files -------------------------------------------------------------------------------------------
 
 
-def find_sources(options: CorpusOptions, folder: Path, fetched: Path) -> tuple[list[Source], Skipped]:
+def find_sources(
+    options: CorpusOptions, folder: Path, fetched: Path, *, train_length: int = 128, seed: int = 0
+) -> tuple[list[Source], Skipped]:
     """The files of a corpus, in an order that doesn't depend on where they lie.
 
     A relative path is relative to `folder` (the recipe's); `fetched` holds what `lmlab data fetch` brought.
+    train_length and seed are those of the made corpus "recall".
     """
     skipped = Skipped()
     if options.path is None:
@@ -79,7 +84,7 @@ def find_sources(options: CorpusOptions, folder: Path, fetched: Path) -> tuple[l
         if name == "sample":
             return embedded_sources(), skipped
         if name == "recall":
-            return [_recall_source(options)], skipped
+            return [_recall_source(options, train_length, seed)], skipped
         root = fetched / name
         if not root.is_dir():
             raise CorpusError(
@@ -107,7 +112,7 @@ def _expand(text: str, folder: Path, skipped: Skipped) -> list[Path]:
     if path.is_symlink() or path.exists():
         return [path]
     if globbing.has_magic(text):
-        found = sorted(Path(p) for p in globbing.glob(str(path), recursive=True))
+        found = sorted(Path(p) for p in globbing.glob(str(path), recursive=True))  # noqa: PTH207 (absolute too)
         return [p for f in found for p in (_walk(f, skipped) if f.is_dir() else [f])]
     raise CorpusError(f"corpus.path {text!r}: no such file or directory ({path})")
 
@@ -128,7 +133,7 @@ def _walk(root: Path, skipped: Skipped) -> list[Path]:
 
 def _source(path: Path, options: CorpusOptions, skipped: Skipped, many: bool) -> Source | None:
     """The source at `path`, or None with its reason counted."""
-    format_ = options.format
+    format_: str = options.format
     if format_ == "auto":
         found = SUFFIXES.get(path.suffix.lower())
         if found is None and many:
@@ -163,7 +168,9 @@ def open_regular(path: Path) -> BinaryIO:
     except NotRegular:
         raise
     except OSError as error:
-        raise NotRegular(_link_reason(error, path)) from error if path.is_symlink() else error
+        if path.is_symlink():
+            raise NotRegular(_link_reason(error, path)) from error
+        raise
     kind = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(kind):  # exchanged between stat and open
         os.close(descriptor)
@@ -198,15 +205,18 @@ def embedded_sources() -> list[Source]:
     for name in names:
         data = lzma.decompress((folder / name).read_bytes())
         sha = hashlib.sha256(data).hexdigest()
-        sources.append(Source(name.removesuffix(".xz"), "text", lambda data=data: io.BytesIO(data), sha))
+        sources.append(Source(name.removesuffix(".xz"), "text", partial(io.BytesIO, data), sha))
     return sources
 
 
-def _recall_source(options: CorpusOptions) -> Source:
-    from lmlab.lab.steps.recall import recall_text
+def _recall_source(options: CorpusOptions, train_length: int, seed: int) -> Source:
+    """Passages that repeat and pairs that are asked for later, a document a line (`lmlab.evaluate.recall`)."""
+    from lmlab.evaluate.recall import recall_documents
 
-    data = recall_text(options)
-    return Source("recall", "lines", lambda: io.BytesIO(data), hashlib.sha256(data).hexdigest())
+    count = (options.max_bytes or RECALL_BYTES) // (train_length + 2)
+    lines = recall_documents(count, train_length=train_length, seed=seed)
+    data = "\n".join(lines).encode()
+    return Source("recall", "lines", partial(io.BytesIO, data), hashlib.sha256(data).hexdigest())
 
 
 # --- which documents ---------------------------------------------------------------------------------------

@@ -169,7 +169,8 @@ def _kjv(archive: bytes) -> Iterator[str]:
     data = dict(members(_deb_data(archive))).get("usr/lib/bible.data")
     if data is None:
         raise FetchError("the package holds no usr/lib/bible.data; nothing was kept")
-    chapter, verses = "", []
+    chapter = ""
+    verses: list[str] = []
     for line in _bible_text(data).splitlines():
         match = re.match(r"(\d?[A-Za-z]+?)(\d+):\d+ (.*)", line)
         if match is None:

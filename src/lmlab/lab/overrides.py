@@ -106,12 +106,12 @@ def _parse_value(key: str, text: str) -> Any:
 
 def apply(table: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of `table` with dotted keys set; tables on the way are made where they are missing."""
-    result = _copy(table)
+    result: dict[str, Any] = _copy(table)
     for key, value in overrides.items():
         *path, last = key.split(".")
         if not last or not all(path):
             raise RecipeError(key, "isn't a dotted key")
-        inner = result
+        inner: Any = result
         for depth, name in enumerate(path):
             inner = inner.setdefault(name, {})
             if not isinstance(inner, dict):

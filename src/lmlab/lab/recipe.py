@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
+from lmlab.autophagy.options import AutophagyOptions
 from lmlab.lab.overrides import RecipeError, apply, read_toml, similar, to_toml
 from lmlab.model.config import DecoderConfig, PositionOptions
 from lmlab.model.errors import ConfigError
@@ -166,46 +167,6 @@ LOOPS = ("synthetic", "augmentation", "fresh", "accumulate", "subsample", "conta
 
 
 @dataclass(frozen=True)
-class AutophagyOptions:
-    """[autophagy]: self-consuming loops of `lmlab.autophagy`."""
-
-    generator: Literal["gaussian", "mixture", "kde", "ngram", "decoder", "diffusion"] = "ngram"
-    loops: tuple[
-        Literal["synthetic", "augmentation", "fresh", "accumulate", "subsample", "contamination"], ...
-    ] = ("synthetic", "augmentation", "fresh", "accumulate")
-    control: bool = True
-    generations: int = 5
-    seeds: int = 3
-    bias: tuple[float, ...] = (1.0,)
-    n_real: int = 2000
-    n_synth: int = 2000
-    n_initial: int = 0  # 0: as the loop says
-    memory: int = 1
-    weight: float = 0.0  # 0: off
-    synthetic: float = 0.9
-    row_length: int = 64
-    order: int = 4  # of the n-gram generator
-    best_of: int = 1
-    metrics: tuple[str, ...] = ("bits_per_byte", "distinct_4", "entropy_3", "tail_coverage")
-    collapse: bool = True  # the exact collapse of a two-dimensional Gaussian beside it
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        _at_least(
-            self, 1, "generations", "seeds", "n_real", "n_synth", "memory", "row_length", "order", "best_of"
-        )
-        _at_least(self, 0, "n_initial")
-        _share(self, "weight", "synthetic")
-        require(len(self.loops) > 0, "loops", "at least one loop", list(self.loops))
-        require(
-            len(self.bias) > 0 and all(0 <= b <= 1 for b in self.bias),
-            "bias",
-            "a list of numbers from 0 to 1",
-            list(self.bias),
-        )
-
-
-@dataclass(frozen=True)
 class RetryOptions:
     """[retry]: the policy of work that may fail for a while."""
 
@@ -317,7 +278,8 @@ class Recipe:
         }
         top = {"name": self.name, "seed": self.seed, "seeds": self.seeds}
         variants = [{"name": v.name, "set": dict(v.set)} for v in self.variants]
-        return _without_none(top | sections) | ({"variants": variants} if variants else {})
+        told: dict[str, Any] = _without_none(top | sections)
+        return told | ({"variants": variants} if variants else {})
 
     def _whole_path(self, path: str | None) -> str | None:
         """A path that means the same wherever the resolved recipe lies."""

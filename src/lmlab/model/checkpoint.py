@@ -153,5 +153,6 @@ def _little_endian(tensor: Tensor) -> bytes:
 def _not_safetensors(path: Path) -> str:
     return (
         f"{path}: only safetensors is read, because the others can run code when they are opened. "
-        "Convert it where you trust it: safetensors.torch.save_file(torch.load(path, weights_only=True), 'model.safetensors')"
+        "Convert it where you trust it: "
+        "safetensors.torch.save_file(torch.load(path, weights_only=True), 'model.safetensors')"
     )

@@ -10,7 +10,6 @@ import dataclasses
 import math
 import types
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lmlab.model.errors import ConfigError
@@ -22,8 +21,7 @@ class _Refused(Exception):
     pass
 
 
-@lru_cache(maxsize=64)
-def _hints(cls: Any) -> dict[str, Any]:
+def _hints(cls: type[Any]) -> dict[str, Any]:
     return get_type_hints(cls)
 
 

@@ -38,7 +38,12 @@ class TokenFile:
 
     @classmethod
     def write(
-        cls, path: str | Path, documents: Iterable[Sequence[int]], *, vocab_size: int, end_id: int
+        cls,
+        path: str | Path,
+        documents: Iterable[Sequence[int] | NDArray[np.integer]],
+        *,
+        vocab_size: int,
+        end_id: int,
     ) -> TokenFile:
         """Write the documents, each with `end_id` after it, and open the file.
 
@@ -52,7 +57,7 @@ class TokenFile:
         with atomic_write(path) as file:
             file.write(b"\0" * HEADER)
             for number, document in enumerate(documents):
-                ids = np.asarray([*document, end_id], dtype=np.int64)
+                ids = np.append(np.asarray(document, dtype=np.int64), end_id)
                 low, high = int(ids.min()), int(ids.max())
                 if low < 0 or high >= vocab_size:
                     raise ValueError(

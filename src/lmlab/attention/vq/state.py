@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -58,11 +59,15 @@ class VQState:
 
     def clone(self) -> VQState:
         """A copy that goes its own way."""
-        return VQState(*(x.clone() for x in self._tensors()), position=self.position)
+        return self._map(torch.clone)
 
     def select(self, rows: Int[Tensor, "k"]) -> VQState:
         """The state of some rows of the batch, in the order given."""
-        return VQState(*(x.index_select(0, rows) for x in self._tensors()), position=self.position)
+        return self._map(lambda x: x.index_select(0, rows))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> VQState:
+        count, mean, codes, values, seen = map(change, self._tensors())
+        return VQState(count, mean, codes, values, seen, self.position)
 
     def last(self, length: int) -> tuple[Int[Tensor, "b g k"], Float[Tensor, "b g k e"]]:
         """Codes and values of the last `length` keys, oldest first; code -1 where there was none."""

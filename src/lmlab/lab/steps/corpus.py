@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lmlab.lab.corpus import VERSION as VERSION
-from lmlab.lab.corpus import find_sources, make_corpus
+from lmlab.lab.corpus import Skipped, Source, find_sources, make_corpus
 from lmlab.lab.fetch import data_folder
 from lmlab.lab.recipe import Recipe
 from lmlab.lab.steps.job import Job
@@ -18,18 +18,24 @@ def settings(recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
     """All of [corpus] but where it lies, and the SHA-256 of the files, in order."""
     options = to_plain(recipe.corpus)
     del options["path"], options["name"]
-    sources, _ = find_sources(recipe.corpus, recipe.folder, data_folder())
+    sources, _ = _find(recipe)
     formats = [source.format for source in sources]
     return options | {"seed": _seed(recipe), "formats": formats}, [source.sha256 for source in sources]
 
 
 def work(job: Job) -> dict[str, Any]:
-    sources, skipped = find_sources(job.recipe.corpus, job.recipe.folder, data_folder())
+    sources, skipped = _find(job.recipe)
     with job.display.work(job.label):
         result = make_corpus(sources, skipped, job.recipe.corpus, _seed(job.recipe), job.out)
     if skipped.counts:
         job.journal.warn("corpus", f"left out: {skipped}")
     return result
+
+
+def _find(recipe: Recipe) -> tuple[list[Source], Skipped]:
+    return find_sources(
+        recipe.corpus, recipe.folder, data_folder(), train_length=recipe.train.length, seed=_seed(recipe)
+    )
 
 
 def _seed(recipe: Recipe) -> int:
