@@ -92,7 +92,8 @@ class TrioAlarm:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         self._timer.cancel()
-        return bool(self._scope.__exit__(kind, error, traceback))
+        self._scope.__exit__(kind, error, traceback)  # True also where there was nothing to catch
+        return bool(self._scope.cancelled_caught)
 
 
 class _Nothing:

@@ -268,10 +268,10 @@ class Attempt:
         if reason is not None:
             self._give_up(error, elapsed, reason)
             return False
-        self.error = error
+        fire(policy.hooks, Event("retry", policy._label, self.n, error, wait, elapsed, None))
+        self.error = error  # only now: a Ctrl-C in a hook must not leave it here
         self._wait = wait
         self._state = FAILED
-        fire(policy.hooks, Event("retry", policy._label, self.n, error, wait, elapsed, None))
         return True
 
     def _give_up(self, error: Exception, elapsed: float, reason: str) -> None:
