@@ -224,19 +224,23 @@ def expected(case: Case) -> list[Trace]:
     ]
 
 
+def policy(case: Case, events: list[Event]) -> Retry:
+    return Retry(
+        (OSError, (TimeoutError, OSError), _is_os_error)[case.on],  # type: ignore[arg-type]
+        attempts=case.attempts,
+        within=case.within,
+        each=case.each,
+        wait=lambda n, error: case.waits[min(n, len(case.waits)) - 1],
+        budget=None if case.budget is None else Budget(float(case.budget[0]), float(case.budget[1])),
+        hooks=(events.append,),
+    )
+
+
 def check(case: Case, faces: dict[str, Face], event_loop: asyncio.AbstractEventLoop) -> None:
     wanted = expected(case)
     for name, face in faces.items():
         events: list[Event] = []
-        io = Retry(
-            (OSError, (TimeoutError, OSError), _is_os_error)[case.on],  # type: ignore[arg-type]
-            attempts=case.attempts,
-            within=case.within,
-            each=case.each,
-            wait=lambda n, error: case.waits[min(n, len(case.waits)) - 1],
-            budget=None if case.budget is None else Budget(float(case.budget[0]), float(case.budget[1])),
-            hooks=(events.append,),
-        )
+        io = policy(case, events)
         for script, want in zip(case.scripts, wanted, strict=True):
             events.clear()
             with testing() as clock:
@@ -343,3 +347,41 @@ def test_many_scripts(event_loop: asyncio.AbstractEventLoop, part: int) -> None:
     everything = FACES | ASYNC_FACES
     for _ in range(SCRIPTS // 10):
         check(draw(rng), everything, event_loop)
+
+
+TRIES: dict[int, int] = {}  # in the worker: attempts of each item
+
+
+def act(item: tuple[int, tuple[Step, ...]]) -> str:
+    number, script = item
+    n = TRIES[number] = TRIES.get(number, 0) + 1
+    kind = script[min(n, len(script)) - 1].kind
+    if kind == "ok":
+        return "value"
+    raise {"retryable": OSError, "fatal": KeyError, "reject": Rejected}[kind](n)
+
+
+@pytest.mark.parametrize("part", range(25))
+def test_map_follows_the_reference(part: int) -> None:
+    """A worker takes a script an item, one after the other, so that one budget sees them in order."""
+    rng = random.Random(part)
+    case = draw(rng)
+    kinds = [kind for kind in KINDS if kind != "stop"]
+    scripts = tuple(tuple(Step(rng.choice(kinds)) for _ in range(rng.randint(1, 6))) for _ in range(40))
+    case = case._replace(scripts=scripts, handed=None)
+    events: list[Event] = []
+    with testing() as clock:
+        io = policy(case, events)
+        outcomes = list(io.quiet().map(act, enumerate(scripts), workers=1, context="fork"))
+    wanted = expected(case)
+    assert clock.sleeps == [sleep for want in wanted for sleep in want.sleeps]
+    got = [(e.kind, e.attempt, e.wait, e.elapsed, e.reason) for e in events]
+    assert got == [event for want in wanted for event in want.events]
+    for outcome, want in zip(outcomes, wanted, strict=True):
+        assert outcome.attempts == want.attempts and outcome.ok is (want.ended == "ok")
+        if want.ended == "ok":
+            assert outcome.value == "value"
+        else:
+            assert outcome.error is not None and outcome.error.args[0] in (want.attempts, str(want.attempts))
+            notes = [note for note in outcome.error.__notes__ if note.startswith("retry:")]
+            assert notes == ([] if want.note is None else [want.note])
