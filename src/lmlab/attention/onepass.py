@@ -1,0 +1,100 @@
+"""Attention under any band in one native pass over the keys, forward and backward, in O(T d) memory.
+
+Every part of a band is an interval of keys for each query (`lmlab.attention.band`); the kernel forms the
+logits of each interval from that part's rotated copies and carries one running softmax through all of them.
+The backward pass forms the weights again from the logits and the saved log-sum-exp.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lmlab._native import rope as native
+from lmlab.attention.band import Band
+
+_KINDS = {"plain": 0, "window": 1, "split": 2, "chunks": 3}
+
+
+def attend_one_pass(
+    queries: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    v: Tensor,
+    *,
+    band: Band,
+    start: Tensor,
+    slopes: Tensor | None = None,
+    scale: float = 1.0,
+) -> Tensor:
+    """softmax(scale · q·k − slope · r) v on the CPU, for parts of q [b h t d] and k [b hk T d], and v.
+
+    `start` [b] is where each row's queries begin (int64). Half types are computed in float32."""
+    wide = torch.float64 if v.dtype == torch.float64 else torch.float32
+    parts = [x.to(wide).contiguous() for x in (*queries, *keys, v)]
+    if slopes is not None:
+        slopes = slopes.to(wide)
+    out: Tensor = _OnePass.apply(band, start, slopes, scale, *parts)
+    return out.to(v.dtype)
+
+
+class _OnePass(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, band: Band, start: Tensor, slopes: Tensor | None, scale: float, *parts: Tensor
+    ) -> Tensor:
+        queries, keys, v = parts[: band.parts], parts[band.parts : -1], parts[-1]
+        out = torch.empty_like(queries[0])
+        lse = out.new_empty(out.shape[:3])
+        native.band_forward(
+            **_arguments(band, start, slopes, scale, queries, keys, v), out=out.detach(), lse=lse
+        )
+        ctx.save_for_backward(start, slopes, out, lse, *parts)
+        ctx.band, ctx.scale = band, scale
+        return out
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        start, slopes, out, lse, *parts = ctx.saved_tensors
+        band: Band = ctx.band
+        queries, keys, v = parts[: band.parts], parts[band.parts : -1], parts[-1]
+        d_queries, d_keys, d_v = (
+            [torch.zeros_like(q) for q in queries],
+            [torch.zeros_like(k) for k in keys],
+            torch.zeros_like(v),
+        )
+        native.band_backward(
+            **_arguments(band, start, slopes, ctx.scale, queries, keys, v),
+            out=out.detach(),
+            lse=lse,
+            d_out=grads[0].contiguous(),
+            d_q=d_queries,
+            d_k=d_keys,
+            d_v=d_v,
+        )
+        return None, None, None, None, *d_queries, *d_keys, d_v
+
+
+def _arguments(
+    band: Band,
+    start: Tensor,
+    slopes: Tensor | None,
+    scale: float,
+    queries: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    v: Tensor,
+) -> dict[str, Any]:
+    return {
+        "q": [q.detach() for q in queries],
+        "k": [k.detach() for k in keys],
+        "v": v.detach(),
+        "offset": start,
+        "slopes": slopes,
+        "kind": _KINDS[band.kind],
+        "size": band.step if band.kind == "chunks" else band.window,
+        "sinks": band.sinks,
+        "scale": scale,
+        "threads": torch.get_num_threads(),
+    }
