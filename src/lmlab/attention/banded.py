@@ -9,12 +9,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lmlab.attention.band import band_of
+from lmlab.attention.onepass import attend_one_pass
+from lmlab.attention.parts import rotated_parts
 from lmlab.attention.rows import attend_rows
-from lmlab.rope import DCA, Extension, Rotary, Window, as_extension
-from lmlab.rope.band import BandMethod, SplitMethod
+from lmlab.rope import Extension, Rotary, Window, as_extension
+from lmlab.rope.band import BandMethod
 from lmlab.rope.frequency import FrequencyMethod
 from lmlab.rope.logit import ALiBi, CosA, KeyNorm, LogN, Temperature
-from lmlab.rope.rotary import tables, turn
+
+_FEW_ROWS = 16  # up to here the logits are formed directly: nothing is gained by packing the keys
 
 
 def attend(
@@ -56,20 +59,14 @@ def attend(
     theta, stretch = _angles(rotary, extension, start + t if length is None else torch.tensor(length))
     q, k, scale = _scaled(q, k, scale, rotary, extension, positions, stretch)
 
-    def turned(x: Tensor, at: Tensor) -> Tensor:
-        if rotary is None or theta is None:
-            return x
-        cos, sin = tables(at, theta, x)
-        factor = rotary.attention_factor
-        if factor != 1:
-            cos, sin = cos * factor, sin * factor
-        return turn(x, cos, sin, interleaved=rotary.interleaved)
-
-    there = torch.arange(keys, device=q.device)
-    queries, copies = _parts(method, q, k, positions, there, turned)
+    queries, copies = rotated_parts(method, q, k, positions, rotary, theta)
     alibi = extension.find(ALiBi)
     slopes = None if alibi is None else torch.tensor(alibi.for_heads(h), dtype=torch.float64, device=q.device)
-    return attend_rows(queries, copies, v, band=band, positions=positions, slopes=slopes, scale=scale)
+    if t <= _FEW_ROWS or q.device.type != "cpu":
+        return attend_rows(queries, copies, v, band=band, positions=positions, slopes=slopes, scale=scale)
+    return attend_one_pass(
+        queries, copies, v, band=band, start=start.expand(b).contiguous(), slopes=slopes, scale=scale
+    )
 
 
 def _angles(rotary: Rotary | None, extension: Extension, n: Tensor) -> tuple[Tensor | None, Tensor | float]:
@@ -158,29 +155,6 @@ def _by_rule(rule: Callable[..., Tensor], head_dim: int, extension: Extension, p
 
 def _unit(x: Tensor) -> Tensor:
     return torch.nn.functional.normalize(x, dim=-1, eps=1e-12)
-
-
-def _parts(
-    method: BandMethod | None,
-    q: Tensor,
-    k: Tensor,
-    i: Tensor,
-    j: Tensor,
-    turned: Callable[[Tensor, Tensor], Tensor],
-) -> tuple[list[Tensor], list[Tensor]]:
-    """The rotated copies of q and k of each part of the band."""
-    if isinstance(method, DCA):
-        c = method.step
-        key = turned(k, j % c)
-        at = (i % c, (i % c + c).clamp(max=method.chunk), torch.full_like(i, method.chunk))
-        return [turned(q, where) for where in at], [key] * 3
-    near_q, near_k = turned(q, i), turned(k, j)
-    if isinstance(method, Window) and method.sinks:
-        return [near_q, turned(q, i.clamp(max=method.window + method.sinks - 1))], [near_k, near_k]
-    if isinstance(method, SplitMethod):
-        far_q, far_k = method.far_query(i.double()), method.far_key(j.double())
-        return [near_q, turned(q, far_q)], [near_k, turned(k, far_k)]
-    return [near_q], [near_k]
 
 
 def _check(
