@@ -24,7 +24,8 @@ MEASURE = """
     return {name: f.id, width: box.width, height: box.height,
             marks: f.querySelectorAll('svg rect, svg polyline, td, .sample, .piece, li, p').length};
   }),
-  drawings: [...document.querySelectorAll('svg')].map(s => {
+  hidden: [...document.querySelectorAll('svg')].filter(s => !s.getClientRects().length).length,
+  drawings: [...document.querySelectorAll('svg')].filter(s => s.getClientRects().length).map(s => {
     const box = s.getBoundingClientRect(), view = s.viewBox.baseVal;
     return {name: s.querySelector('title').textContent, width: box.width, height: box.height,
             marks: s.querySelectorAll('rect, polyline, circle, polygon').length,
@@ -79,6 +80,7 @@ def test_the_report_is_quiet_and_whole(
     assert seen["figures"]
     boxes = seen["figures"] + seen["drawings"]
     assert [b for b in boxes if b["width"] <= 200 or b["height"] <= 120 or not b["marks"]] == []
+    assert len(seen["drawings"]) == seen["hidden"]  # each once, for a page or for a phone
     assert [d["cut"] for d in seen["drawings"] if d["cut"]] == []
 
     paper = luminance(seen["paper"])

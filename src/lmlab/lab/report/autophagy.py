@@ -35,6 +35,38 @@ SIGMAS = 2.0
 CORNERS = 72
 
 
+def findings(run: RunFiles) -> list[str]:
+    """The loop that lost most of its first quality measure, with what became of diversity beside it."""
+    for stage in run.of("autophagy"):
+        arms = objects(stage.result.get("arms"))
+        metrics = list(dict.fromkeys(m for arm in arms for m in mapping(arm.get("metrics"))))
+        shown = [[m for m in metrics if (m in QUALITY) == kind][:1] for kind in (True, False)]
+        moved = [
+            (abs(b - a), label, arm)
+            for arm, (label, _, _) in zip(arms, _labels(arms), strict=True)
+            if shown[0] and not arm.get("control") and (ends := _ends(arm, shown[0][0]))
+            for a, b in [ends]
+        ]
+        if not moved or not shown[1]:
+            continue
+        _, label, arm = max(moved, key=lambda m: m[0])
+        changes = [
+            f"{_axis(metric).split(' (')[0].split(', ')[0]} from {number(ends[0])} to {number(ends[1])}"
+            for metric in (shown[0][0], shown[1][0])
+            if (ends := _ends(arm, metric))
+        ]
+        last = max((g for g in map(finite, array(arm.get("generations"))) if g is not None), default=0)
+        text = f"Fed on its own text, the loop {label} went in {last:g} generations with {listing(changes)}."
+        return [escape(text)]
+    return []
+
+
+def _ends(arm: Mapping[str, Any], metric: str) -> tuple[float, float] | None:
+    """The first and the last mean of a metric."""
+    known = [v for v in map(finite, array(get(arm, "metrics", metric, "mean"))) if v is not None]
+    return (known[0], known[-1]) if len(known) > 1 else None
+
+
 def section(run: RunFiles) -> Section:
     stages = list({s.directory: s for s in run.of("autophagy")}.values())
     figures: list[Figure] = []
@@ -80,7 +112,7 @@ def _loops(arms: Sequence[Mapping[str, Any]], suffix: str, of: str) -> Figure | 
 def _panel(arms: Sequence[Mapping[str, Any]], metric: str, suffix: str, of: str) -> Panel:
     series, rows = [], []
     labels = _labels(arms)
-    for arm, (label, colour) in zip(arms, labels, strict=True):
+    for arm, (label, colour, shape) in zip(arms, labels, strict=True):
         means = array(get(arm, "metrics", metric, "mean"))
         errors = array(get(arm, "metrics", metric, "sem"))
         points, band = [], []
@@ -93,7 +125,7 @@ def _panel(arms: Sequence[Mapping[str, Any]], metric: str, suffix: str, of: str)
                 band.append((x, y - 2 * e, y + 2 * e))
             rows.append([arm.get("loop"), arm.get("bias"), arm.get("control"), x, y, e, arm.get("seeds")])
         if points:
-            series.append(Series(label, points, colour, band, dashed=colour == "grey"))
+            series.append(Series(label, points, colour, band, dashed=colour == "grey", shape=shape))
     name = f"loops{suffix}-{re.sub('[^A-Za-z0-9_-]', '-', metric)}"
     label = _axis(metric)
     ticks = sorted({x for s in series for x, _ in s.points})
@@ -110,21 +142,23 @@ def _panel(arms: Sequence[Mapping[str, Any]], metric: str, suffix: str, of: str)
     return Panel(name, body, Table(columns, rows))
 
 
-def _labels(arms: Sequence[Mapping[str, Any]]) -> list[tuple[str, Colour]]:
-    """A name for each arm that tells it from the others, and a colour; controls are grey."""
-    biased = len({finite(a.get("bias")) for a in arms}) > 1
-    found: list[tuple[str, Colour]] = []
-    count = 0
+def _labels(arms: Sequence[Mapping[str, Any]]) -> list[tuple[str, Colour, int]]:
+    """A name for each arm that tells it from the others, a colour and a shape; controls are grey."""
+    biased = len({finite(a.get("bias")) for a in arms if not a.get("control")}) > 1
+    controls = sum(bool(a.get("control")) for a in arms)
+    found: list[tuple[str, Colour, int]] = []
+    count = control = 0
     for arm in arms:
-        name = str(arm.get("loop"))
+        name, seeds = str(arm.get("loop")), f" (n = {arm.get('seeds')})"
         if arm.get("control"):
-            name = f"control of {name}" if sum(bool(a.get("control")) for a in arms) > 1 else "control"
-        if biased:
-            name += f", λ = {number(arm.get('bias'), 1)}"
-        name += f" (n = {arm.get('seeds')})"
-        colour: Colour = "grey" if arm.get("control") else count
-        count += not arm.get("control")
-        found.append((name, colour))
+            found.append(
+                (f"control of {name}{seeds}" if controls > 1 else f"control{seeds}", "grey", control)
+            )
+            control += 1
+        else:
+            name += f", λ = {number(arm.get('bias'), 1)}" if biased else ""
+            found.append((name + seeds, count, count))
+            count += 1
     return found
 
 
@@ -139,7 +173,7 @@ def _axis(metric: str) -> str:
 
 def _path(arms: Sequence[Mapping[str, Any]], suffix: str, of: str) -> Figure | None:
     series, rows = [], []
-    for arm, (label, colour) in zip(arms, _labels(arms), strict=True):
+    for arm, (label, colour, shape) in zip(arms, _labels(arms), strict=True):
         recall, precision = (array(get(arm, "metrics", m, "mean")) for m in ("recall", "precision"))
         points = [
             (x, y)
@@ -147,7 +181,7 @@ def _path(arms: Sequence[Mapping[str, Any]], suffix: str, of: str) -> Figure | N
             if (x := finite(a)) is not None and (y := finite(b)) is not None
         ]
         if points:
-            series.append(Series(label, points, colour, dashed=colour == "grey"))
+            series.append(Series(label, points, colour, dashed=colour == "grey", shape=shape))
             rows += [[arm.get("loop"), arm.get("bias"), i + 1, *p] for i, p in enumerate(points)]
     if not series:
         return None
@@ -204,7 +238,7 @@ def _log_det(told: Mapping[str, Any], suffix: str, of: str) -> Panel | None:
             dashed=True,
         ),
         Series(
-            "runs, mean and range",
+            "runs: mean and spread",
             [(t, m) for t, m, *_ in rows if t is not None],
             0,
             [

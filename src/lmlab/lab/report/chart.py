@@ -1,12 +1,13 @@
 """Charts as SVG text. Colours are CSS variables, so that one drawing reads on light, dark and paper.
 
-Every function returns one `<svg>` with a title and a description for those who can't see it, or who point at
-it. Ids are made from `name`, which is unique in a report.
+Every function returns a `Drawing`: the same chart for a page and for a phone, each one `<svg>` with a title
+and a description for those who can't see it, or who point at it. Ids are made from `name`, which is unique
+in a report.
 """
 
 import math
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +15,7 @@ from lmlab.lab.report.scale import Axis, Scale, fit
 from lmlab.lab.report.text import escape, finite, short, shorten
 
 HALF, FULL = 480, 820  # widths in pixels of the drawing
+SMALL = 340  # on a phone
 COLOURS = 8
 LINE = 18  # height of a line of text
 ROOM = 116.0  # few bars or rows are drawn wider, to fill at least this height
@@ -24,8 +26,17 @@ Colour = int | Literal["grey"]
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """One chart twice: `full` for a page and a file, `small` for a phone, with text of the same size."""
+
+    full: str
+    small: str
+
+
+@dataclass(frozen=True)
 class Series:
-    """One line. `points`: (x, y), y None is a gap; `band`: (x, low, high)."""
+    """One line. `points`: (x, y), y None is a gap; `band`: (x, low, high); `shape`: of its marks, which else
+    goes with the colour."""
 
     name: str
     points: Sequence[Point]
@@ -34,6 +45,7 @@ class Series:
     marks: bool = True
     dashed: bool = False
     faint: bool = False
+    shape: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +101,7 @@ def line_chart(
     height: int = 270,
     square: bool = False,
     margin: float = 0.0,
-) -> str:
+) -> Drawing:
     """Lines over two axes with a legend above.
 
     square: a unit is as long on y as on x. margin: at least so much on the left, so that charts one above the
@@ -99,21 +111,25 @@ def line_chart(
     ys: list[float | None] = [p[1] for s in series for p in s.points]
     ys += [v for s in series for b in s.band for v in b[1:]] + [r.value for r in rules if r.axis == "y"]
     xscale, yscale = fit(x, xs), fit(y, ys)
-    legend, legend_height = _legend(series, width) if len(series) > 1 else ("", 0)
     left = max(margin, 10 + max(map(text_width, map(y.form, yscale.ticks)), default=0))
     last = text_width(x.form(xscale.ticks[-1])) / 2 if xscale.ticks else 0.0
-    top = (
-        legend_height + (24 if y.label else 8) + (14 if any(r.axis == "x" and r.label for r in rules) else 0)
-    )
-    plot = _Plot(xscale, yscale, left, top, width - max(12, last), top + height - 60)
-    if square:
-        plot.bottom = plot.top + (plot.right - plot.left) * (yscale.high - yscale.low) / (
-            xscale.high - xscale.low
-        )
-    parts = [legend, *_axes(plot, x, y, legend_height), *(_rule(plot, r) for r in rules)]
-    for s in series:
-        parts += _draw(plot, s, x, y)
-    return svg(name, width, plot.bottom + (42 if x.label else 24), title, description, parts)
+
+    def draw(name: str, width: int) -> str:
+        legend, above = _legend(series, width) if len(series) > 1 else ("", 0)
+        labelled = any(r.axis == "x" and r.label for r in rules)
+        top = above + (24 if y.label else 8) + (14 if labelled else 0)
+        plot = _Plot(xscale, yscale, left, top, width - max(12, last), top + height - 60)
+        if square:
+            plot.bottom = plot.top + (plot.right - plot.left) * (yscale.high - yscale.low) / (
+                xscale.high - xscale.low
+            )
+        parts = [legend, *_axes(plot, x, y, above), *(_rule(plot, r) for r in rules)]
+        for s in series:
+            parts += _draw(plot, s, x, y)
+        under, bottom = _under(x.label, plot.left, plot.right, plot.bottom, width)
+        return svg(name, width, bottom, title, description, [*parts, *under])
+
+    return _twice(draw, name, width)
 
 
 def bar_chart(
@@ -125,41 +141,54 @@ def bar_chart(
     *,
     width: int = FULL,
     digits: int = 2,
-) -> str:
-    """Horizontal bars from 0, each with its label before and its number behind."""
+) -> Drawing:
+    """Horizontal bars from 0, each with its number behind and its label before it, on a phone above it."""
     scale = fit(Axis(axis.label, 0.0, axis.high), [b.value for b in bars] + [d for b in bars for d in b.dots])
-    labels = [shorten(b.label, 28) for b in bars]
-    left = min(0.4 * width, 10 + max(map(text_width, labels), default=0))
     notes = [f"{b.value:.{digits}f} {b.note}".strip() for b in bars]
-    right = width - 10 - max(map(text_width, notes), default=0)
-    step = max(28.0, ROOM / max(1, len(bars)))
-    thick = min(0.62 * step, 26.0)
-    bottom = 8 + step * len(bars)
-    plot = _Plot(scale, Scale(0, 1, False, ()), left, 8, right, bottom)
-    parts = []
-    for tick in scale.ticks:
-        place = plot.across(tick)
-        parts.append(_line("grid", place, 4, place, bottom))
-        parts.append(_text(place, bottom + 16, axis.form(tick), "dim", "middle"))
-    parts.append(_text((left + right) / 2, bottom + 34, axis.label, "dim", "middle"))
-    for i, (bar, label, note) in enumerate(zip(bars, labels, notes, strict=True)):
-        top = 8 + step * i + (step - thick) / 2
-        end = plot.across(bar.value)
-        strong = " strong" if bar.strong else ""
-        tip = escape(f"{bar.label}: {note}")
-        parts.append(
-            f'<rect class="bar {_colour(bar.colour)}" x="{left:.1f}" y="{top:.1f}" '
-            f'width="{max(end - left, 1):.1f}" height="{thick:.1f}" rx="2"><title>{tip}</title></rect>'
-        )
-        parts += [
-            f'<circle class="seed" cx="{plot.across(d):.1f}" cy="{top + thick / 2:.1f}" r="3">'
-            f"<title>{escape(f'{bar.label}, one seed: {d:.{digits}f}')}</title></circle>"
-            for d in bar.dots
-        ]
-        furthest = max([end, *map(plot.across, bar.dots)])
-        parts.append(_text(left - 8, top + thick / 2 + 4, label, "ink" + strong, "end"))
-        parts.append(_text(furthest + 7, top + thick / 2 + 4, note, "ink" + strong))
-    return svg(name, width, bottom + 42, title, description, parts)
+    after = 10 + max(map(text_width, notes), default=0)
+
+    def draw(name: str, width: int) -> str:
+        small = width <= SMALL
+        labels = [shorten(b.label, 40 if small else 28) for b in bars]
+        left = 6.0 if small else min(0.4 * width, 10 + max(map(text_width, labels), default=0))
+        step = max(42.0 if small else 28.0, ROOM / max(1, len(bars)))
+        thick = 16.0 if small else min(0.62 * step, 26.0)
+        bottom = 8 + step * len(bars)
+        plot = _Plot(scale, Scale(0, 1, False, ()), left, 8, width - after, bottom)
+        parts = []
+        for tick in scale.ticks:
+            place = plot.across(tick)
+            parts.append(_line("grid", place, 4, place, bottom))
+            parts.append(_text(place, bottom + 16, axis.form(tick), "dim", "middle"))
+        for i, (bar, label, note) in enumerate(zip(bars, labels, notes, strict=True)):
+            top = 8 + step * i + (step - 4 - thick if small else (step - thick) / 2)
+            parts += _bar(plot, bar, top, thick, note, digits)
+            strong = "ink strong" if bar.strong else "ink"
+            if small:
+                parts.append(_text(left, top - 5, label, strong))
+            else:
+                parts.append(_text(left - 8, top + thick / 2 + 4, label, strong, "end"))
+        under, bottom = _under(axis.label, left, plot.right, bottom, width)
+        return svg(name, width, bottom, title, description, [*parts, *under])
+
+    return _twice(draw, name, width)
+
+
+def _bar(plot: _Plot, bar: Bar, top: float, thick: float, note: str, digits: int) -> list[str]:
+    end, middle = plot.across(bar.value), top + thick / 2
+    parts = [
+        f'<rect class="bar {_colour(bar.colour)}" x="{plot.left:.1f}" y="{top:.1f}" '
+        f'width="{max(end - plot.left, 1):.1f}" height="{thick:.1f}" rx="2">'
+        f"<title>{escape(f'{bar.label}: {note}')}</title></rect>"
+    ]
+    parts += [
+        f'<circle class="seed" cx="{plot.across(d):.1f}" cy="{middle:.1f}" r="3">'
+        f"<title>{escape(f'{bar.label}, one seed: {d:.{digits}f}')}</title></circle>"
+        for d in bar.dots
+    ]
+    furthest = max([end, *map(plot.across, bar.dots)])
+    parts.append(_text(furthest + 7, middle + 4, note, "ink strong" if bar.strong else "ink"))
+    return parts
 
 
 def heat_map(
@@ -173,39 +202,68 @@ def heat_map(
     row_label: str,
     column_label: str,
     width: int = HALF,
-) -> str:
+) -> Drawing:
     """Shares in 0 … 1: deeper colour is more, the number is in the cell; a dashed cell wasn't measured."""
     left = 10 + max(map(text_width, rows), default=0)
     top, size = 24, max(30.0, ROOM / max(1, len(rows)))
-    step = (width - 4 - left) / max(1, len(columns))
-    parts = [_text(0, 14, row_label, "dim")]
-    for i, (row, cells) in enumerate(zip(rows, values, strict=True)):
-        y = top + size * i
-        parts.append(_text(left - 8, y + size / 2 + 4, row, "dim", "end"))
-        for j, value in enumerate(cells):
-            known = finite(value)
-            box = (
-                f'x="{left + step * j + 1:.1f}" y="{y + 1:.1f}" '
-                f'width="{step - 2:.1f}" height="{size - 2:.1f}" rx="3"'
-            )
-            if known is None:
-                parts.append(f'<rect class="empty" {box}/>')
-                continue
-            tip = escape(f"{row_label} {row}, {column_label} {columns[j]}: {known:.2f}")
-            shade = f'fill-opacity="{0.05 + 0.95 * min(1.0, max(0.0, known)):.2f}"'
-            parts.append(f'<rect class="cell" {shade} {box}><title>{tip}</title></rect>')
-            parts.append(_text(left + step * (j + 0.5), y + size / 2 + 4, f"{known:.2f}", "ink", "middle"))
-    bottom = top + size * len(rows)
-    parts += [_text(left + step * (j + 0.5), bottom + 16, c, "dim", "middle") for j, c in enumerate(columns)]
-    parts.append(_text((left + width) / 2, bottom + 34, column_label, "dim", "middle"))
-    return svg(name, width, bottom + 42, title, description, parts)
+
+    def draw(name: str, width: int) -> str:
+        step = (width - 4 - left) / max(1, len(columns))
+        parts = [_text(0, 14, row_label, "dim")]
+        for i, (row, cells) in enumerate(zip(rows, values, strict=True)):
+            y = top + size * i
+            parts.append(_text(left - 8, y + size / 2 + 4, row, "dim", "end"))
+            for j, value in enumerate(cells):
+                box = (
+                    f'x="{left + step * j + 1:.1f}" y="{y + 1:.1f}" '
+                    f'width="{step - 2:.1f}" height="{size - 2:.1f}" rx="3"'
+                )
+                tip = f"{row_label} {row}, {column_label} {columns[j]}"
+                parts += _share(box, finite(value), tip, left + step * (j + 0.5), y + size / 2 + 4)
+        bottom = top + size * len(rows)
+        parts += [
+            _text(left + step * (j + 0.5), bottom + 16, c, "dim", "middle") for j, c in enumerate(columns)
+        ]
+        under, bottom = _under(column_label, left, width, bottom, width)
+        return svg(name, width, bottom, title, description, [*parts, *under])
+
+    return _twice(draw, name, width)
+
+
+def _share(box: str, value: float | None, tip: str, x: float, y: float) -> list[str]:
+    """One cell of a heat map, and its number."""
+    if value is None:
+        return [f'<rect class="empty" {box}/>']
+    shade = f'fill-opacity="{0.05 + 0.95 * min(1.0, max(0.0, value)):.2f}"'
+    title = f"<title>{escape(f'{tip}: {value:.2f}')}</title>"
+    return [f'<rect class="cell" {shade} {box}>{title}</rect>', _text(x, y, f"{value:.2f}", "ink", "middle")]
+
+
+def _twice(draw: Callable[[str, int], str], name: str, width: int) -> Drawing:
+    return Drawing(draw(name, width), draw(f"{name}-small", SMALL))
+
+
+def _under(label: str, left: float, right: float, bottom: float, width: float) -> tuple[list[str], float]:
+    """The name of the x axis below its ticks, in two lines if it must be; and where the drawing ends."""
+    if not label:
+        return [], bottom + 24
+    head, bracket, rest = label.partition(" (")
+    lines = [label] if text_width(label) <= width or not bracket else [head, f"({rest}"]
+    parts = []
+    for i, line in enumerate(lines):
+        half = text_width(line) / 2
+        middle = max(half, min(width - half, (left + right) / 2))
+        parts.append(_text(middle, bottom + 35 + 16 * i, line, "dim", "middle"))
+    return parts, bottom + 26 + 16 * len(lines)
 
 
 def svg(name: str, width: float, height: float, title: str, description: str, parts: Iterable[str]) -> str:
     """One drawing with its accessible name and description."""
+    small = width <= SMALL
+    style, widest = ("chart small", 1.5 * width) if small else ("chart", 1.18 * width)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {width:.0f} {height:.0f}" '
-        f'width="{width:.0f}" height="{height:.0f}" style="max-width: {1.18 * width:.0f}px" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="{style}" viewBox="0 0 {width:.0f} {height:.0f}" '
+        f'width="{width:.0f}" height="{height:.0f}" style="max-width: {widest:.0f}px" role="img" '
         f'aria-labelledby="{escape(name)}-title {escape(name)}-desc">'
         f'<title id="{escape(name)}-title">{escape(title)}</title>'
         f'<desc id="{escape(name)}-desc">{escape(description)}</desc>'
@@ -253,7 +311,7 @@ def _legend(series: Sequence[Series], width: int) -> tuple[str, float]:
         style = f"line {_colour(s.colour)}" + " dashed" * s.dashed + " faint" * s.faint
         parts.append(_line(style, x, y - 4, x + 20, y - 4))
         if s.marks and len(s.points) <= MARKED:
-            parts.append(_mark(s.colour, x + 10, y - 4, ""))
+            parts.append(_mark(s, x + 10, y - 4, ""))
         parts.append(_text(x + 26, y, label))
         x += size + 8
     return "".join(parts), y + 8
@@ -274,8 +332,6 @@ def _axes(plot: _Plot, x: Axis, y: Axis, above: float) -> list[str]:
         if place - half > taken + 4:  # a label that would run into its neighbour is left out
             parts.append(_text(place, plot.bottom + 18, label, "dim", "middle"))
             taken = place + half
-    if x.label:
-        parts.append(_text((plot.left + plot.right) / 2, plot.bottom + 36, x.label, "dim", "middle"))
     if y.label:
         parts.append(_text(0, above + 12, y.label, "dim"))
     return parts
@@ -307,8 +363,7 @@ def _draw(plot: _Plot, s: Series, x: Axis, y: Axis) -> list[str]:
             parts.append(f'<polyline class="{style}" points="{points}"/>')
         if (s.marks and len(s.points) <= MARKED) or len(run) == 1:
             parts += [
-                _mark(s.colour, plot.across(a), plot.down(b), f"{s.name}: {x.form(a)}, {short(b)}")
-                for a, b in run
+                _mark(s, plot.across(a), plot.down(b), f"{s.name}: {x.form(a)}, {short(b)}") for a, b in run
             ]
     return parts
 
@@ -325,11 +380,12 @@ def _runs(points: Sequence[Point]) -> list[list[tuple[float, float]]]:
     return [run for run in runs if run]
 
 
-def _mark(colour: Colour, x: float, y: float, tip: str) -> str:
+def _mark(s: Series, x: float, y: float, tip: str) -> str:
     """A shape for each colour: colour is never the only difference."""
     inner = f"<title>{escape(tip)}</title>" if tip else ""
-    style = f'class="mark {_colour(colour)}"'
-    shape = 0 if colour == "grey" else colour % 4
+    style = f'class="mark {_colour(s.colour)}"'
+    shape = s.shape if s.shape is not None else 0 if s.colour == "grey" else s.colour
+    shape %= 4
     if shape == 0:
         return f'<circle {style} cx="{x:.1f}" cy="{y:.1f}" r="3.6">{inner}</circle>'
     if shape == 1:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lmlab.lab.report.chart import Drawing
 from lmlab.lab.report.text import escape, visible
 
 
@@ -26,17 +27,17 @@ class Table:
 
 @dataclass(frozen=True)
 class Panel:
-    """One drawing or table. `body` is SVG (saved as figures/NAME.svg, too) or HTML."""
+    """One drawing (saved as figures/NAME.svg, too) or table (HTML), with its numbers."""
 
     name: str
-    body: str
+    body: Drawing | str
     table: Table
     title: str = ""
     wide: bool = False
 
     @property
-    def drawn(self) -> bool:
-        return self.body.startswith("<svg")
+    def html(self) -> str:
+        return self.body.full + self.body.small if isinstance(self.body, Drawing) else self.body
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,49 @@ from typing import Any
 
 from lmlab.lab.report.chart import FULL, Colour, Rule, Series, heat_map, line_chart
 from lmlab.lab.report.figure import Figure, Panel, Section, Table, html_table
-from lmlab.lab.report.read import RunFiles, mapping, objects
+from lmlab.lab.report.read import RunFiles, array, mapping, objects
 from lmlab.lab.report.scale import Axis
 from lmlab.lab.report.text import amount, escape, finite, number, short
+
+USE = 0.005  # nats a token by which a method must beat the window to be called of use
+
+
+def findings(run: RunFiles) -> list[str]:
+    """Whether any method makes use of more context than a window does."""
+    variants = _first_seeds(run)
+    return [
+        text
+        for variant, result in variants
+        if (text := _finding(mapping(result.get("length")), f"{variant}: " if len(variants) > 1 else ""))
+    ]
+
+
+def _finding(told: Mapping[str, Any], of: str) -> str:
+    trained = finite(told.get("train_length"))
+    contexts = [c for c in map(finite, array(told.get("contexts"))) if c is not None]
+    over = {
+        str(row.get("method")): value
+        for row in objects(told.get("rows"))
+        if (value := finite(row.get("over_window"))) is not None
+    }
+    plain = over.pop("none", None)
+    over.pop("window", None)
+    if not contexts or not trained or max(contexts) <= trained:
+        return ""
+    where = f"At {short(max(contexts))} tokens, {max(contexts) / trained:.3g} times the trained length"
+    nothing = f" (doing nothing: {_signed(plain)})" if plain is not None else ""
+    best = min(over, key=lambda m: over[m], default=None)
+    if best is None:
+        return ""
+    if over[best] < -USE:
+        text = (
+            f"{where}, {best} is the best method: {_signed(over[best])} nats a token against a plain window"
+        )
+    else:
+        text = (
+            f"{where}, the window wins: the best method, {best}, stands at {_signed(over[best])} nats a token"
+        )
+    return escape(f"{of}{text}{nothing}.")
 
 
 def section(run: RunFiles) -> Section:

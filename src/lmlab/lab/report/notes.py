@@ -5,6 +5,13 @@ from lmlab.lab.report.read import RunFiles, array, get, mapping
 from lmlab.lab.report.text import amount, escape
 
 
+def findings(run: RunFiles) -> list[str]:
+    """That there are warnings, with the way to them."""
+    found = len(_counted(run))
+    many = "one warning" if found == 1 else f"{found} warnings"
+    return [f'The run gave <a href="#figure-warnings">{many}</a>.'] if found else []
+
+
 def section(run: RunFiles) -> Section:
     figures = [f for f in (_corpus(run), _warnings(run), _versions(run)) if f]
     return Section("notes", "Small print", _command(run), figures)
@@ -48,12 +55,18 @@ def _corpus(run: RunFiles) -> Figure | None:
     )
 
 
-def _warnings(run: RunFiles) -> Figure:
+def _counted(run: RunFiles) -> dict[tuple[str, str], int]:
+    """(stage, text) of each warning, and how often it came."""
     counts: dict[tuple[str, str], int] = {}
     for line in run.log:
         if line.get("event") == "warning":
             key = (str(line.get("stage") or "run"), str(line.get("text") or ""))
             counts[key] = counts.get(key, 0) + 1
+    return counts
+
+
+def _warnings(run: RunFiles) -> Figure:
+    counts = _counted(run)
     items = ""
     for (stage, text), n in counts.items():
         times = f' <span class="dim">({n} times)</span>' if n > 1 else ""

@@ -19,7 +19,6 @@ def sections(run: RunFiles) -> list[Section]:
 def page(run: RunFiles, parts: Sequence[Section]) -> str:
     title = escape(run.name)
     links = "".join(f'<li><a href="#{p.name}">{escape(p.title)}</a></li>' for p in parts)
-    remarks = "".join(f'<p class="dim">{r}</p>' for r in summary.remarks(run))
     body = "\n".join(map(_section, parts))
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -38,7 +37,7 @@ def page(run: RunFiles, parts: Sequence[Section]) -> str:
 <p class="kicker">lmlab report</p>
 <h1>{title}</h1>
 <p class="verdict">{summary.verdict(run)}</p>
-{remarks}{_unfinished(run)}
+{_findings(run)}{_unfinished(run)}
 {summary.tiles(run)}
 <nav aria-label="Parts of the report"><ul>{links}</ul></nav>
 </header>
@@ -51,6 +50,14 @@ def page(run: RunFiles, parts: Sequence[Section]) -> str:
 </body>
 </html>
 """
+
+
+def _findings(run: RunFiles) -> str:
+    """The other results in a sentence each, and what a careful reader has to know."""
+    said = [
+        line for part in (summary, training, samples, length, autophagy, notes) for line in part.findings(run)
+    ]
+    return f'<ul class="findings">{"".join(f"<li>{line}</li>" for line in said)}</ul>' if said else ""
 
 
 def _unfinished(run: RunFiles) -> str:
@@ -83,4 +90,4 @@ def _figure(figure: Figure) -> str:
 
 def _panel(panel: Panel) -> str:
     title = f"<h4>{escape(panel.title)}</h4>" if panel.title else ""
-    return f'<div class="panel{" wide" if panel.wide else ""}">{title}{panel.body}</div>'
+    return f'<div class="panel{" wide" if panel.wide else ""}">{title}{panel.html}</div>'

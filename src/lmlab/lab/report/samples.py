@@ -32,10 +32,26 @@ class Token:
     start: int  # in bytes of the text
 
 
+def findings(run: RunFiles) -> list[str]:
+    """How much of the first variant's samples is copied, beside real text."""
+    for stage in _first(run):
+        told = mapping(stage.result.get("samples"))
+        copied, real = finite(told.get("copied")), finite(told.get("reference_copied"))
+        if copied is None:
+            continue
+        beside = f" (of real held-out text: {percent(real)})" if real is not None else ""
+        return [f"Of its samples {percent(copied)} stand word for word in the training text{beside}."]
+    return []
+
+
+def _first(run: RunFiles) -> list[Stage]:
+    """The samples of each variant's first seed."""
+    return list({s.variant: s for s in reversed(run.of("generate"))}.values())[::-1]
+
+
 def section(run: RunFiles) -> Section:
     figures = []
-    stages = run.of("generate")
-    first = list({s.variant: s for s in reversed(stages)}.values())[::-1]
+    first = _first(run)
     for i, stage in enumerate(first):
         found = read_lines(stage.directory / "samples.jsonl")
         if found:

@@ -94,7 +94,7 @@ def _against(bits: float, known: Mapping[str, float]) -> str:
     return ""
 
 
-def remarks(run: RunFiles) -> list[str]:
+def findings(run: RunFiles) -> list[str]:
     """What a careful reader has to know about the verdict."""
     found = [o for o in outcomes(run) if o.bits is not None]
     said = []
@@ -128,8 +128,7 @@ def tiles(run: RunFiles) -> str:
     best = min(measured, key=lambda o: o.bits or 0.0) if measured else None
     lead = best or (found[0] if found else None)
     if best is not None:
-        saved = known.get("lzma")
-        note = f"{number((best.bits or 0.0) - saved)} against lzma" if saved is not None else ""
+        note = _beside(best.bits or 0.0, known.get("lzma"))
         shown.append(("bits per byte", number(best.bits), note))
     if lead is not None:
         shown.append(("parameters", amount(lead.parameters), ""))
@@ -145,6 +144,12 @@ def tiles(run: RunFiles) -> str:
         for k, v, n in shown
     )
     return f'<dl class="tiles">{cells}</dl>'
+
+
+def _beside(bits: float, lzma: float | None) -> str:
+    if lzma is None:
+        return ""
+    return f"{number(abs(bits - lzma))} {'below' if bits < lzma else 'above'} lzma"
 
 
 def section(run: RunFiles) -> Section:

@@ -134,14 +134,29 @@ def _segmentations(stages: Sequence[Stage]) -> Figure | None:
         "Each coloured box is a token: the best cut (Viterbi) first, then cuts drawn at random, where a "
         "small α strays further from the best one.",
         panels,
+        _broken(stages),
     )
+
+
+def _broken(stages: Sequence[Stage]) -> str:
+    """A word on \N{REPLACEMENT CHARACTER} where it occurs."""
+    cuts = [c for s in stages for c in objects(s.result.get("segmentations"))]
+    if not any("\ufffd" in str(p) for c in cuts for p in array(c.get("pieces"))):
+        return ""
+    return '<p class="dim">\ufffd is a token of some of the bytes of a character.</p>'
 
 
 def _segmentation(cut: Mapping[str, Any]) -> str:
     alpha = finite(cut.get("alpha"))
     pieces = array(cut.get("pieces"))
     drawn = "".join(f'<span class="piece p{j % TINTS}">{_blank(p)}</span>' for j, p in enumerate(pieces))
-    how = "Viterbi" if alpha is None else f"sampled, α = {alpha:g}"
+    how = (
+        "best (Viterbi)"
+        if alpha is None
+        else "sampled, α = 0: all alike"
+        if alpha == 0
+        else f"sampled, α = {alpha:g}"
+    )
     return (
         f'<div class="segmentation"><span>{how}<br/>{len(pieces)} tokens</span>'
         f'<p class="pieces token">{drawn}</p></div>'
@@ -162,7 +177,6 @@ def _rounds(stages: Sequence[Stage]) -> Figure | None:
             rows += [[stage.variant, x, y] for x, y in points]
     if not series:
         return None
-    sizes = sorted({x for s in series for x, _ in s.points})
     body = line_chart(
         "tokenizer-training",
         "Bytes a token against the size of the vocabulary",
@@ -171,7 +185,7 @@ def _rounds(stages: Sequence[Stage]) -> Figure | None:
             for s in series
         ),
         series,
-        Axis("pieces in the vocabulary (training goes from right to left)", log=True, at=sizes),
+        Axis("pieces in the vocabulary (training goes from right to left)", log=True),
         Axis("bytes a token"),
         width=FULL,
         height=260,

@@ -6,11 +6,31 @@ from lmlab.lab.report.chart import FULL, Series, line_chart
 from lmlab.lab.report.figure import Figure, Panel, Section, Table
 from lmlab.lab.report.read import RunFiles, Stage, get, objects
 from lmlab.lab.report.scale import Axis
-from lmlab.lab.report.text import finite
+from lmlab.lab.report.text import escape, finite, number, short
 
 DRAWN = 400  # points of a line at most
 MARGIN = 56.0  # one x axis for both charts
 SMOOTH = 40  # the bold line is the mean over this share of the run
+
+
+RISE = 0.01  # nats a token by which the held-out loss must have risen to be told
+
+
+def findings(run: RunFiles) -> list[str]:
+    """A run that went on after its best held-out loss."""
+    said = []
+    for stage in run.of("train"):
+        curve = _points(stage, "held_out")
+        if not curve:
+            continue
+        at, best = min(curve, key=lambda p: p[1])
+        last = curve[-1][1]
+        if last - best > RISE:
+            said.append(
+                f"Training of {escape(_label(stage, run))} went on too long: the held-out loss was lowest after "
+                f"{short(at)} tokens ({number(best)}) and ends at {number(last)}."
+            )
+    return said
 
 
 def section(run: RunFiles) -> Section:

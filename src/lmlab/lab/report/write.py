@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from lmlab.lab.report.chart import Drawing
 from lmlab.lab.report.figure import Panel
 from lmlab.lab.report.page import page, sections
 from lmlab.lab.report.read import read_run
@@ -36,8 +37,8 @@ def write_report(run: str | Path) -> Path:
 
 def _files(panel: Panel) -> dict[str, str]:
     found = {f"{panel.name}.csv": panel.table.csv()}
-    if panel.drawn:
-        head, rest = panel.body.split(">", 1)
+    if isinstance(panel.body, Drawing):
+        head, rest = panel.body.full.split(">", 1)
         found[f"{panel.name}.svg"] = f"{head}><style>{chart_style()}</style>{rest}\n"
     return found
 
