@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -131,7 +132,7 @@ def from_plain(cls: type[T], values: Mapping[str, Any]) -> T:
     except ConfigError:
         raise
     except ValueError as error:  # a room's own dataclass, which knows no ConfigError
-        words = str(error).replace(":", " ").split()
+        words = re.split(r"[\s:.=]+", str(error))  # "vq: codes must be…", "autophagy.bias must be…"
         key = next((name for name in names if name in words), names[0])
         raise ConfigError(key, f"isn't accepted: {error}") from None
 
