@@ -169,7 +169,7 @@ def _exit_code(error: Exception) -> int:
     """The exit code for an error, by class; only classes of modules that are loaded can be meant."""
     codes = (
         ("lmlab.model.errors", "ConfigError", USAGE),
-        ("lmlab.lab.corpus", "CorpusError", CORPUS),
+        ("lmlab.lab.sources", "CorpusError", CORPUS),
         ("lmlab.train.errors", "TrainingError", TRAINING),
         ("lmlab.lab.stages", "Busy", BUSY),
     )

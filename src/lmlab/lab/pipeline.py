@@ -13,12 +13,13 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from types import ModuleType
 from typing import Any
 
+from lmlab.lab.checks import check
 from lmlab.lab.collect import collect
 from lmlab.lab.journal import Journal
 from lmlab.lab.progress import Display, clock
@@ -36,7 +37,7 @@ STAGES = (
     "generate",  # samples
     "autophagy",  # the model fed on its own output
 )
-RESUMABLE = ("train",)
+RESUMABLE = ("train", "autophagy")
 Arm = tuple[str, int]  # variant, seed
 
 
@@ -58,6 +59,7 @@ class _Task:
     recipe: Recipe
     inputs: Mapping[str, Path]
     label: str
+    workers: int = 1
 
 
 def run(
@@ -82,6 +84,9 @@ def run(
         raise ConfigError("jobs", f"must be a whole number >= 1, got {jobs}")
     if unknown := set(only) - {*STAGES, "report"}:
         raise ConfigError("only", f"takes {', '.join((*STAGES, 'report'))}; got {', '.join(sorted(unknown))}")
+    recipes = {(variant, seed): arm for variant, seed, arm in recipe.arms()}
+    for arm in recipes.values():
+        check(arm, only)
     start = perf_counter()
     with Display(quiet=quiet) as display, lock(out, wait=wait, say=display.say):
         journal = Journal(out / "log.jsonl")
@@ -90,7 +95,6 @@ def run(
         with atomic_write(out / "recipe.toml", "w", encoding="utf-8") as file:
             file.write(recipe.to_toml())
         write_json(out / "versions.json", versions(command))
-        recipes = {(variant, seed): arm for variant, seed, arm in recipe.arms()}
         done: dict[Arm, dict[str, Done]] = {arm: {} for arm in recipes}
         for name in [name for name in STAGES if name in only]:
             _stage(name, recipes, done, out, display, journal, jobs)
@@ -140,7 +144,7 @@ def _stage(
 
 def _do(tasks: list[_Task], display: Display, jobs: int) -> Iterator[Done]:
     if jobs == 1 or len(tasks) < 2:
-        yield from (_perform(task, display) for task in tasks)
+        yield from (_perform(replace(task, workers=jobs), display) for task in tasks)
         return
     from joblib import Parallel, delayed, parallel_config
 
@@ -167,7 +171,7 @@ def _perform(task: _Task, display: Display) -> Done:
     journal.write(stage.name, "begin")
 
     def work(directory: Path) -> dict[str, Any]:
-        job = Job(task.recipe, task.inputs, directory, journal, display, stage.name, task.label)
+        job = Job(task.recipe, task.inputs, directory, journal, display, stage.name, task.label, task.workers)
         result: dict[str, Any] = _module(stage.name).work(job)
         return result
 

@@ -163,9 +163,6 @@ class GenerateOptions:
         _share(self, "min_p")
 
 
-LOOPS = ("synthetic", "augmentation", "fresh", "accumulate", "subsample", "contamination")
-
-
 @dataclass(frozen=True)
 class RetryOptions:
     """[retry]: the policy of work that may fail for a while."""
@@ -278,8 +275,8 @@ class Recipe:
         }
         top = {"name": self.name, "seed": self.seed, "seeds": self.seeds}
         variants = [{"name": v.name, "set": dict(v.set)} for v in self.variants]
-        told: dict[str, Any] = _without_none(top | sections)
-        return told | ({"variants": variants} if variants else {})
+        found: dict[str, Any] = _without_none(top | sections)
+        return found | ({"variants": variants} if variants else {})
 
     def _whole_path(self, path: str | None) -> str | None:
         """A path that means the same wherever the resolved recipe lies."""

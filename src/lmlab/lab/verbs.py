@@ -171,8 +171,9 @@ def load_model(directory: Path, variant: str = "base") -> tuple[Decoder, Tokeniz
 
 def _held_out(directory: Path, file: Path | None, max_bytes: int) -> list[str]:
     """The documents of `file`, else the held-out ones of the run."""
-    from lmlab.lab.corpus import CorpusError, Skipped, documents, find_sources
+    from lmlab.lab.corpus import documents
     from lmlab.lab.recipe import CorpusOptions
+    from lmlab.lab.sources import CorpusError, Skipped, find_sources
     from lmlab.lab.steps.evaluate import first_documents
 
     if file is not None:
@@ -250,8 +251,8 @@ def eval_length(
     """
     import torch
 
-    from lmlab.lab.corpus import CorpusError
     from lmlab.lab.recipe import END
+    from lmlab.lab.sources import CorpusError
     from lmlab.lab.steps.evaluate import table_of, usable
 
     model, tokenizer = load_model(directory, variant)

@@ -2,39 +2,100 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from lmlab.lab.corpus import CorpusError, read_documents
+from lmlab.autophagy.options import AutophagyOptions
+from lmlab.lab.corpus import read_documents
+from lmlab.lab.progress import Advance
 from lmlab.lab.recipe import Recipe
+from lmlab.lab.sources import CorpusError
 from lmlab.lab.steps.job import Job
 from lmlab.model.errors import ConfigError
 from lmlab.model.fields import to_plain
 
-VERSION = 2
+VERSION = 1
 INPUTS = ("corpus",)
+HELD_OUT_BYTES = 100_000  # of the text that each generation is measured on
+GENERATORS = ("gaussian", "ngram")  # what this version's loops can train
 
 
 def settings(recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
     return {"autophagy": to_plain(recipe.autophagy), "seed": recipe.seed}, []
 
 
+def check(recipe: Recipe) -> None:
+    """ConfigError for what the loops would refuse after the hours before them."""
+    from lmlab.autophagy import Gaussian, NGram
+    from lmlab.autophagy.metrics.named import resolve
+
+    options = recipe.autophagy
+    if options is None:
+        return
+    if options.generator not in GENERATORS:
+        accepted = " or ".join(f'"{name}"' for name in GENERATORS)
+        raise ConfigError(
+            "autophagy.generator", f"must be {accepted} in this version, got {options.generator!r}"
+        )
+    try:
+        resolve(options.metrics, Gaussian() if options.generator == "gaussian" else NGram(256))
+    except (ValueError, TypeError) as error:
+        raise ConfigError("autophagy.metrics", f"isn't accepted: {error}") from None
+
+
 def work(job: Job) -> dict[str, Any]:
     from lmlab.autophagy import DataExhausted
     from lmlab.autophagy.study import study
+    from lmlab.lab.steps.evaluate import first_documents
 
-    options = job.recipe.autophagy
+    options, corpus, loops = job.recipe.autophagy, job.inputs["corpus"], job.out / "loops"
     assert options is not None  # the pipeline leaves the stage out without the table
-    corpus = job.inputs["corpus"]
-    with job.display.work(job.label), job.warnings_to_log():
-        try:
-            return study(
+    try:
+        with (
+            job.display.work(job.label, _size(options)) as advance,
+            job.warnings_to_log(),
+            _watched(loops, advance),
+        ):
+            found = study(
                 options,
                 read_documents(corpus / "train.jsonl"),
-                read_documents(corpus / "held_out.jsonl"),
+                first_documents(corpus / "held_out.jsonl", HELD_OUT_BYTES),
                 seed=job.recipe.seed,
+                out=loops,
+                workers=job.workers,
             )
-        except DataExhausted as error:
-            advice = "lower n_real, n_synth, generations or row_length, or set control = false"
-            raise CorpusError(f"[autophagy] {error}; {advice}") from None
-        except NotImplementedError as error:
-            raise ConfigError("autophagy.generator", str(error)) from None
+    except DataExhausted as error:
+        raise CorpusError(
+            f"[autophagy] needs more text, in rows of {options.row_length} bytes: {error}. Give more text, "
+            "lower n_real, n_synth, generations or row_length, or set control = false"
+        ) from error
+    shutil.rmtree(loops)  # the models of all generations: only a run that is cut off needs them
+    return found
+
+
+def _size(options: AutophagyOptions) -> int:
+    """Generations of all arms and seeds."""
+    loops = len(options.loops) * (2 if options.control else 1)
+    return loops * len(options.bias) * options.seeds * options.generations
+
+
+@contextmanager
+def _watched(loops: Path, advance: Advance) -> Iterator[None]:
+    """Move the bar while the block runs: each generation that is done is one file more."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.5):
+            advance(sum(1 for _ in loops.glob("*/seed-*/gen-*.npz")), "generations")
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()

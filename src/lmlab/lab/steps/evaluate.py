@@ -7,8 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmlab.lab.corpus import CorpusError, read_documents
+from lmlab.lab.corpus import read_documents
 from lmlab.lab.recipe import LengthOptions, PasskeyOptions, Recipe
+from lmlab.lab.sources import CorpusError
 from lmlab.lab.steps.job import Job
 from lmlab.model.fields import to_plain
 

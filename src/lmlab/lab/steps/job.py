@@ -28,6 +28,7 @@ class Job:
     display: Display
     stage: str
     label: str
+    workers: int = 1  # processes that the stage may use
 
     @contextmanager
     def warnings_to_log(self) -> Iterator[None]:

@@ -6,14 +6,15 @@ import itertools
 import json
 import math
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from lmlab.lab.corpus import CorpusError, read_documents
+from lmlab.lab.corpus import read_documents
 from lmlab.lab.recipe import END, Recipe
+from lmlab.lab.sources import CorpusError
 from lmlab.lab.stages import file_sha256
 from lmlab.lab.steps.job import Job
 from lmlab.model.errors import ConfigError
@@ -50,7 +51,12 @@ def work(job: Job) -> dict[str, Any]:
 
         def write(name: str, documents: Iterable[np.ndarray]) -> int:
             return len(
-                TokenFile.write(job.out / name, documents, vocab_size=tokenizer.vocab_size, end_id=end)
+                TokenFile.write(
+                    job.out / name,
+                    cast("Iterable[Sequence[int]]", documents),  # an array of ids is taken too
+                    vocab_size=tokenizer.vocab_size,
+                    end_id=end,
+                )
             )
 
         advance(0, "the held-out text")

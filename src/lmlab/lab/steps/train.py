@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmlab.lab.corpus import CorpusError
 from lmlab.lab.progress import Advance
 from lmlab.lab.recipe import Recipe
+from lmlab.lab.sources import CorpusError
 from lmlab.lab.stages import file_sha256
 from lmlab.lab.steps.job import Job
 from lmlab.model.errors import ConfigError
