@@ -9,6 +9,12 @@ from typing import Any
 
 HOSTILE = "<script>alert(1)</script></svg>]]>\"'&amp;\x00\x1b[31m\u202eevil\u2066\u200b"
 BASELINES = {"uniform": 8.0, "unigram": 5.71, "zlib": 4.18, "lzma": 2.70}
+SETTINGS = {
+    "evaluate": {
+        "evaluate": {"length": {"extensions": [{"method": "ntkaware"}, {"method": "rerope", "window": 64}]}}
+    },
+    "autophagy": {"autophagy": {"generator": "ngram"}},
+}
 POEM = "床前明月光，疑是地上霜。\n举头望明月，低头思故乡。"
 VERSE = "And God said, Let there be light: and there was light."
 
@@ -70,7 +76,12 @@ def write_run(
                 directory.mkdir(parents=True)
                 seconds = {"corpus": 0.8, "tokenize": 9.4, "train": 131.0, "evaluate": 14.2}.get(stage, 21.5)
                 told = {"stage": stage, "variant": variant, "seed": seed, "key": key * 5, "code_version": 1}
-                told |= {"settings": {}, "inputs": [], "seconds": seconds, "result": results[stage]}
+                told |= {
+                    "settings": SETTINGS.get(stage, {}),
+                    "inputs": [],
+                    "seconds": seconds,
+                    "result": results[stage],
+                }
                 _json(directory / "stage.json", told)
                 if stage == "generate":
                     lines = [json.dumps(s) for s in _samples(draw, evil)]
@@ -149,8 +160,8 @@ def _evaluate(bits: float, length: bool, evil: str) -> dict[str, Any]:
     losses = {
         "none": [4.41, 5.9, 7.3],
         "window": [4.41, 4.40, 4.41],
-        "rerope" + evil: [4.43, 4.38, 4.36],
-        "ntk": [4.41, 4.52, 5.2],
+        "rerope(window=64)" + evil: [4.43, 4.38, 4.36],
+        "ntkaware": [4.41, 4.52, 5.2],
         "logn": [4.40, 5.1, 6.2],
     }
     told = {
@@ -180,18 +191,23 @@ def _evaluate(bits: float, length: bool, evil: str) -> dict[str, Any]:
                         "start": 64 * j,
                         "stop": 64 * j + 64,
                         "loss": None
-                        if (m == "ntk" and j == 9)
+                        if (m == "ntkaware" and j == 9)
                         else 4.4 + 0.8 / (j + 1) + slope * max(0, j - 3),
                     }
                     for j in range(16)
                 ],
             }
-            for m, slope in {"none": 0.23, "window": 0.002, "rerope" + evil: -0.006, "ntk": 0.06}.items()
+            for m, slope in {
+                "none": 0.23,
+                "window": 0.002,
+                "rerope(window=64)" + evil: -0.006,
+                "ntkaware": 0.06,
+            }.items()
         ],
     }
     passkey = [
         {"method": m, "length": t, "depth": d, "accuracy": None if t == 1024 and d == 0.5 else a / (t / 256)}
-        for m, a in {"none": 0.6, "rerope" + evil: 1.0}.items()
+        for m, a in {"none": 0.6, "rerope(window=64)" + evil: 1.0}.items()
         for t in (256, 512, 1024)
         for d in (0, 0.25, 0.5, 0.75, 1)
     ]

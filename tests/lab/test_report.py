@@ -303,10 +303,42 @@ def test_quality_is_never_drawn_without_diversity(tmp_path: Path) -> None:
 
 def test_length_figures_mark_the_trained_length(tmp_path: Path) -> None:
     figures = {f.name: f for f in length_section(read_run(write_run(tmp_path / "run"))).figures}
-    assert list(figures) == ["loss-by-context", "loss-by-position", "length-table", "passkey"]
+    assert list(figures) == ["loss-by-context", "loss-by-position", "length-table", "distances", "passkey"]
     for name in ("loss-by-context", "loss-by-position"):
         assert "trained on 256 tokens" in figures[name].panels[0].html
     assert "line grey dashed" in figures["loss-by-context"].panels[0].html
+
+
+def test_distances_are_those_of_the_methods(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    write_report(run)
+    found: dict[str, dict[tuple[int, int], float]] = {}
+    for row in records(run / "figures/distances.csv"):
+        pair = int(row["query"]), int(row["key"])
+        found.setdefault(row["method"], {})[pair] = float(row["distance"])
+    assert list(found) == ["none", "window", "ntkaware", "rerope(window=64)"]
+    for (i, j), delta in found["none"].items():
+        assert delta == i - j >= 0
+        assert found["ntkaware"][i, j] == delta
+        assert found["rerope(window=64)"][i, j] == min(delta, 64)
+        assert ((i, j) in found["window"]) == (delta < 256)
+
+
+def test_what_came_out_is_said_in_sentences(tmp_path: Path) -> None:
+    page = tree(write_report(write_run(tmp_path / "run")))
+    said = ["".join(li.itertext()).replace("\u00a0", " ") for li in page.find(".//ul[@class='findings']")]
+    assert (
+        said[0]
+        == "Of its samples 12 % stand word for word in the training text (of real held-out text: 8.0 %)."
+    )
+    assert said[1] == (
+        "At 1,024 tokens, 4 times the trained length, rerope(window=64) is 0.050 below the window in nats a "
+        "token (plain attention: 2.890 above)."
+    )
+    assert said[2].startswith(
+        "The ngram generator fed on its own output for 5 generations (synthetic): bits per byte"
+    )
+    assert said[3] == "The run gave 2 warnings."
 
 
 @pytest.mark.bad_input

@@ -8,7 +8,7 @@ from typing import Any
 
 from lmlab.lab.report.chart import HALF, Colour, Series, line_chart
 from lmlab.lab.report.figure import Figure, Panel, Section, Table
-from lmlab.lab.report.read import RunFiles, array, get, mapping, objects
+from lmlab.lab.report.read import RunFiles, Stage, array, get, mapping, objects
 from lmlab.lab.report.scale import Axis
 from lmlab.lab.report.text import escape, finite, listing, number
 
@@ -36,29 +36,37 @@ CORNERS = 72
 
 
 def findings(run: RunFiles) -> list[str]:
-    """The loop that lost most of its first quality measure, with what became of diversity beside it."""
+    """The loop whose first quality measure moved most, with what became of diversity beside it."""
     for stage in run.of("autophagy"):
-        arms = objects(stage.result.get("arms"))
+        arms = [a for a in objects(stage.result.get("arms")) if not a.get("control")]
         metrics = list(dict.fromkeys(m for arm in arms for m in mapping(arm.get("metrics"))))
-        shown = [[m for m in metrics if (m in QUALITY) == kind][:1] for kind in (True, False)]
+        shown = [m for kind in (True, False) for m in [m for m in metrics if (m in QUALITY) == kind][:1]]
         moved = [
-            (abs(b - a), label, arm)
-            for arm, (label, _, _) in zip(arms, _labels(arms), strict=True)
-            if shown[0] and not arm.get("control") and (ends := _ends(arm, shown[0][0]))
-            for a, b in [ends]
+            (abs(ends[1] - ends[0]), i) for i, a in enumerate(arms) if shown and (ends := _ends(a, shown[0]))
         ]
-        if not moved or not shown[1]:
+        if len(shown) < 2 or not moved:
             continue
-        _, label, arm = max(moved, key=lambda m: m[0])
+        index = max(moved)[1]
         changes = [
-            f"{_axis(metric).split(' (')[0].split(', ')[0]} from {number(ends[0])} to {number(ends[1])}"
-            for metric in (shown[0][0], shown[1][0])
-            if (ends := _ends(arm, metric))
+            f"{_axis(metric).split(' (')[0].split(', ')[0]} went from {number(ends[0])} to {number(ends[1])}"
+            for metric in shown
+            if (ends := _ends(arms[index], metric))
         ]
-        last = max((g for g in map(finite, array(arm.get("generations"))) if g is not None), default=0)
-        text = f"Fed on its own text, the loop {label} went in {last:g} generations with {listing(changes)}."
-        return [escape(text)]
+        last = max(
+            (g for g in map(finite, array(arms[index].get("generations"))) if g is not None), default=0
+        )
+        name = re.sub(r" \(n = .*", "", _labels(arms)[index][0])
+        return [
+            escape(
+                f"{_who(stage)} fed on its own output for {last:g} generations ({name}): {listing(changes)}."
+            )
+        ]
     return []
+
+
+def _who(stage: Stage) -> str:
+    generator = get(stage.settings, "autophagy", "generator")
+    return f"The {generator} generator" if generator else "A generator"
 
 
 def _ends(arm: Mapping[str, Any], metric: str) -> tuple[float, float] | None:
@@ -79,8 +87,15 @@ def section(run: RunFiles) -> Section:
             _collapse(mapping(stage.result.get("collapse")), suffix, of),
         ]
         figures += [f for f in found if f]
-    lead = "" if figures else "No loop ran: the recipe has no <code>[autophagy]</code>, or it isn't done."
+    lead = f"What was fed on itself: {listing(_told(stages))}." if figures and _told(stages) else ""
+    lead = lead if figures else "No loop ran: the recipe has no <code>[autophagy]</code>, or it isn't done."
     return Section("autophagy", "Fed on its own text", lead, figures)
+
+
+def _told(stages: Sequence[Stage]) -> list[str]:
+    """The generators of the loops, as HTML."""
+    told = (get(s.settings, "autophagy", "generator") for s in stages)
+    return list(dict.fromkeys(f"<code>{escape(g)}</code>" for g in told if g))
 
 
 def _loops(arms: Sequence[Mapping[str, Any]], suffix: str, of: str) -> Figure | None:

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lmlab.lab.report import distances
 from lmlab.lab.report.chart import FULL, Colour, Rule, Series, heat_map, line_chart
 from lmlab.lab.report.figure import Figure, Panel, Section, Table, html_table
-from lmlab.lab.report.read import RunFiles, array, mapping, objects
+from lmlab.lab.report.read import RunFiles, Stage, array, mapping, objects
 from lmlab.lab.report.scale import Axis
 from lmlab.lab.report.text import amount, escape, finite, number, short
 
@@ -14,15 +15,16 @@ USE = 0.005  # nats a token by which a method must beat the window to be called 
 
 def findings(run: RunFiles) -> list[str]:
     """Whether any method makes use of more context than a window does."""
-    variants = _first_seeds(run)
+    stages = _first_seeds(run)
     return [
         text
-        for variant, result in variants
-        if (text := _finding(mapping(result.get("length")), f"{variant}: " if len(variants) > 1 else ""))
+        for stage in stages
+        if (text := _finding(mapping(stage.result.get("length")), f"{stage.variant}: " * (len(stages) > 1)))
     ]
 
 
 def _finding(told: Mapping[str, Any], of: str) -> str:
+    """The best method at the longest context, as HTML; empty where there is none."""
     trained = finite(told.get("train_length"))
     contexts = [c for c in map(finite, array(told.get("contexts"))) if c is not None]
     over = {
@@ -32,28 +34,26 @@ def _finding(told: Mapping[str, Any], of: str) -> str:
     }
     plain = over.pop("none", None)
     over.pop("window", None)
-    if not contexts or not trained or max(contexts) <= trained:
-        return ""
-    where = f"At {short(max(contexts))} tokens, {max(contexts) / trained:.3g} times the trained length"
-    nothing = f" (doing nothing: {_signed(plain)})" if plain is not None else ""
     best = min(over, key=lambda m: over[m], default=None)
-    if best is None:
+    if best is None or not contexts or not trained or max(contexts) <= trained:
         return ""
-    if over[best] < -USE:
-        text = (
-            f"{where}, {best} is the best method: {_signed(over[best])} nats a token against a plain window"
-        )
-    else:
-        text = (
-            f"{where}, the window wins: the best method, {best}, stands at {_signed(over[best])} nats a token"
-        )
-    return escape(f"{of}{text}{nothing}.")
+    where = f"At {short(max(contexts))} tokens, {max(contexts) / trained:.3g} times the trained length,"
+    won = over[best] < -USE
+    result = f"{best} is" if won else f"a plain window wins; the best method, {best}, is"
+    against = "the window" if won else "it"
+    nothing = f" (plain attention: {_apart(plain)})" if plain is not None else ""
+    return escape(f"{of}{where} {result} {_apart(over[best])} {against} in nats a token{nothing}.")
+
+
+def _apart(value: float) -> str:
+    return f"{number(abs(value), 3)} {'below' if value < 0 else 'above'}"
 
 
 def section(run: RunFiles) -> Section:
     figures: list[Figure] = []
     variants = _first_seeds(run)
-    for i, (variant, result) in enumerate(variants):
+    for i, stage in enumerate(variants):
+        variant, result = stage.variant, stage.result
         suffix = f"-{i + 1}" if len(variants) > 1 else ""
         of = f" ({variant})" if len(variants) > 1 else ""
         told = mapping(result.get("length"))
@@ -61,6 +61,7 @@ def section(run: RunFiles) -> Section:
             _context(told, suffix, of, variant),
             _position(told, suffix, of, variant),
             _table(told, suffix, of, variant),
+            distances.figure(stage, suffix, of),
             _passkey(objects(result.get("passkey")), suffix, of, variant),
         ]
         figures += [f for f in found if f]
@@ -72,13 +73,13 @@ def section(run: RunFiles) -> Section:
     return Section("length", "Longer than it was trained on", lead, figures)
 
 
-def _first_seeds(run: RunFiles) -> list[tuple[str, Mapping[str, Any]]]:
-    """Variants with a length test, by their first seed."""
-    found: dict[str, Mapping[str, Any]] = {}
+def _first_seeds(run: RunFiles) -> list[Stage]:
+    """Each variant's first seed, of those with a length test."""
+    found: dict[str, Stage] = {}
     for stage in run.of("evaluate"):
         if mapping(stage.result.get("length")) or objects(stage.result.get("passkey")):
-            found.setdefault(stage.variant, stage.result)
-    return list(found.items())
+            found.setdefault(stage.variant, stage)
+    return list(found.values())
 
 
 def _colours(methods: Sequence[str]) -> dict[str, Colour]:

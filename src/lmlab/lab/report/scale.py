@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from lmlab.lab.report.text import finite, short
 
+TINY = 1e-300  # a range below it has no decimal ticks
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -46,7 +48,7 @@ def fit(axis: Axis, values: Iterable[float | None]) -> Scale:
         ticks = axis.at if axis.at is not None else _powers(low, high)
         return Scale(low, high, True, tuple(t for t in ticks if low <= t <= high))
     low, high = min(known, default=0.0), max(known, default=1.0)
-    if low == high:
+    if high - low < TINY:
         room = abs(low) / 10 or 1.0
         low, high = (low if axis.low is not None else low - room), high + room
     if axis.at is not None:

@@ -135,7 +135,7 @@ def tiles(run: RunFiles) -> str:
         shown.append(("tokens trained on", amount(lead.tokens), ""))
         shown.append(("tokens a second", amount(lead.rate), ""))
     for stage in run.of("corpus")[:1]:
-        held = f"{amount(stage.result.get('held_out_bytes'))}B held out"
+        held = f"{amount(stage.result.get('held_out_bytes'))} held out"
         shown.append(("bytes to train on", amount(stage.result.get("train_bytes")), held))
     total = sum(s.seconds or 0.0 for s in _distinct(run))
     shown.append(("time of all stages", duration(total), ""))

@@ -5,6 +5,7 @@ import unicodedata
 from html import escape as _html
 from typing import Any
 
+GAP = "\u00a0"  # between a number and its unit: no line ends there
 JOINERS = "\u200c\u200d"  # format characters that scripts and emoji need, and that hide nothing
 
 
@@ -47,7 +48,7 @@ def short(value: float) -> str:
     size = abs(value)
     for bound, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if size >= bound:
-            return f"{_trim(value / (bound if bound > 1e4 else 1e3))} {unit}"
+            return f"{_trim(value / (bound if bound > 1e4 else 1e3))}{GAP}{unit}"
     if size >= 1000 or value == int(value):
         return f"{value:,.0f}".replace("-", "−")
     if size < 1e-3:
@@ -66,7 +67,7 @@ def percent(value: Any) -> str:
     known = finite(value)
     if known is None:
         return "–"
-    return f"{100 * known:.1f} %" if 0 < abs(known) < 0.1 else f"{100 * known:.0f} %"
+    return f"{100 * known:.1f}{GAP}%" if 0 < abs(known) < 0.1 else f"{100 * known:.0f}{GAP}%"
 
 
 def duration(seconds: Any) -> str:
@@ -75,13 +76,13 @@ def duration(seconds: Any) -> str:
     if known is None:
         return "–"
     if known < 10:
-        return f"{known:.1f} s"
+        return f"{known:.1f}{GAP}s"
     whole = round(known)
     if whole < 60:
-        return f"{whole} s"
+        return f"{whole}{GAP}s"
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+        return f"{whole // 60}{GAP}min {whole % 60}{GAP}s"
+    return f"{whole // 3600}{GAP}h {whole % 3600 // 60}{GAP}min"
 
 
 def listing(parts: list[str]) -> str:
