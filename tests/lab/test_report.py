@@ -332,8 +332,8 @@ def test_what_came_out_is_said_in_sentences(tmp_path: Path) -> None:
         == "Of its samples 12 % stand word for word in the training text (of real held-out text: 8.0 %)."
     )
     assert said[1] == (
-        "At 1,024 tokens, 4 times the trained length, rerope(window=64) is 0.050 below the window in nats a "
-        "token (plain attention: 2.890 above)."
+        "At 1,024 tokens, 4 times the trained length, rerope(window=64) is 0.050 nats a token below a "
+        "plain window (the model as it is: 2.890 nats a token above)."
     )
     assert said[2].startswith(
         "The ngram generator fed on its own output for 5 generations (synthetic): bits per byte"

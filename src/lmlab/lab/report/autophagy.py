@@ -273,6 +273,7 @@ def _log_det(told: Mapping[str, Any], suffix: str, of: str) -> Panel | None:
         [s for s in series if s.points],
         Axis("generation"),
         Axis("log determinant"),
+        height=340,
     )
     return Panel(name, body, Table(["generation", *keys], rows))
 

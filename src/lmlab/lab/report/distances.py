@@ -12,7 +12,7 @@ from lmlab.lab.report.text import escape, finite, listing, short, shorten
 
 CELLS = 32  # a picture's rows and columns
 LONGEST = 2048  # positions; a longer context is drawn up to here
-SHADES = ("0.18", "0.42", "0.68", "0.95")  # quarters of the trained length
+SHADES = ("0.30", "0.52", "0.74", "0.96")  # quarters of the trained length
 UNSEEN = len(SHADES)  # a distance beyond it
 Grid = tuple[tuple[int | None, ...], ...]  # shade of each cell; None: the key isn't seen
 
@@ -51,8 +51,10 @@ def figure(stage: Stage, suffix: str, of: str) -> Figure | None:
         name,
         f"What distance each method pretends{of}",
         f"Each square holds all pairs of a query (downwards) and an earlier key (to the right) among {short(length)} "
-        "tokens: blue distances were seen in training, orange ones never, and white keys aren't looked at.",
+        "tokens: blue distances were seen in training, orange ones never, and keys left empty aren't looked at.",
         [Panel(name, body, Table(["variant", "method", "query", "key", "distance"], rows), wide=True)],
+        '<p class="dim">A method that changes the frequencies of the rotation keeps the distances, so it has the same '
+        "picture as none.</p>",
     )
 
 

@@ -39,14 +39,14 @@ def _finding(told: Mapping[str, Any], of: str) -> str:
         return ""
     where = f"At {short(max(contexts))} tokens, {max(contexts) / trained:.3g} times the trained length,"
     won = over[best] < -USE
-    result = f"{best} is" if won else f"a plain window wins; the best method, {best}, is"
-    against = "the window" if won else "it"
-    nothing = f" (plain attention: {_apart(plain)})" if plain is not None else ""
-    return escape(f"{of}{where} {result} {_apart(over[best])} {against} in nats a token{nothing}.")
+    result = f"{best} is" if won else f"a plain window wins: the best method, {best}, is"
+    against = "a plain window" if won else "it"
+    nothing = f" (the model as it is: {_apart(plain)})" if plain is not None else ""
+    return escape(f"{of}{where} {result} {_apart(over[best])} {against}{nothing}.")
 
 
 def _apart(value: float) -> str:
-    return f"{number(abs(value), 3)} {'below' if value < 0 else 'above'}"
+    return f"{number(abs(value), 3)} nats a token {'below' if value < 0 else 'above'}"
 
 
 def section(run: RunFiles) -> Section:

@@ -85,7 +85,7 @@ def _versions(run: RunFiles) -> Figure | None:
     rows = [[str(k), str(v)] for k, v in run.versions.items() if k != "command"]
     rows += [["seed", str(get(run.recipe, "seed"))]] if get(run.recipe, "seed") is not None else []
     resumed = sum(line.get("event") == "resume" for line in run.log)
-    rows += [["resumed", f"{resumed} times"]] if resumed else []
+    rows += [["resumed", "once" if resumed == 1 else f"{resumed} times"]] if resumed else []
     if not rows:
         return None
     body = html_table(["what", "which"], [[escape(a), escape(b)] for a, b in rows], text=(0, 1))
