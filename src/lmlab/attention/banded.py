@@ -139,7 +139,7 @@ def _by_row(x: Tensor) -> Tensor:
 
 def _by_rule(rule: Callable[..., Tensor], head_dim: int, extension: Extension, positions: Tensor) -> Tensor:
     """The rule's multiplier [t], [h t], [b 1 t] or [b h t], from the number of keys that each row sees."""
-    n = positions + 1
+    n = positions.to(torch.float64) + 1
     window = extension.find(Window)
     if window is not None:
         n = n.clamp(max=window.window + window.sinks)

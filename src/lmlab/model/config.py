@@ -34,8 +34,8 @@ class AttentionOptions:
         require(self.window is None or self.window >= 1, "window", "an integer >= 1 or left out", self.window)
         rule = self.scale.get("rule") if isinstance(self.scale, dict) else self.scale
         named = isinstance(self.scale, (dict, str))
-        accepted = "a number or a rule (" + ", ".join(SCALE_RULES) + ')", or a table {"rule": name, ...}'
-        require(not named or rule in SCALE_RULES, "scale", accepted.replace(')"', ")"), self.scale)
+        accepted = f'a number, a rule ({", ".join(SCALE_RULES)}) or a table {{"rule": name, ...}}'
+        require(not named or rule in SCALE_RULES, "scale", accepted, self.scale)
 
 
 @dataclass(frozen=True)

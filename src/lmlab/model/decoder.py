@@ -88,19 +88,19 @@ class Decoder(nn.Module):
         rotated = config.head_width if config.position.dim is None else config.position.dim
         table = RotaryTable(rotated, config.position.base)
         plans = layer_positions(config)
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        blocks = []
-        for layer in range(config.n_layers):
-            # A room's own parameters (cells, codebooks) are drawn by its constructor from torch's global
-            # generator: give it a stream of its own and put the generator back.
-            with torch.random.fork_rng(devices=[]):
+        # Constructors draw from torch's global generator, and a room's own parameters (cells, codebooks) keep
+        # what they drew: each layer gets a stream of its own, and the generator is put back.
+        with torch.random.fork_rng(devices=[]):
+            self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+            blocks = []
+            for layer in range(config.n_layers):
                 torch.manual_seed(stream(seed, f"layers.{layer}"))
                 blocks.append(Block(config, build_mixer(config, layer, plans[layer], table, mixers or {})))
-        self.layers = nn.ModuleList(blocks)
-        self.norm = RMSNorm(config.d_model, config.norm_eps)
-        self.output = (
-            None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
-        )
+            self.layers = nn.ModuleList(blocks)
+            self.norm = RMSNorm(config.d_model, config.norm_eps)
+            self.output = (
+                None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
+            )
         initialise(self, config, seed)
 
     @property

@@ -22,10 +22,6 @@ class _Refused(Exception):
     pass
 
 
-def _hints(cls: type[Any]) -> dict[str, Any]:
-    return get_type_hints(cls)
-
-
 def _describe(hint: Any) -> str:
     origin = get_origin(hint)
     if hint is None or hint is type(None):
@@ -91,7 +87,7 @@ def check_fields(instance: Any) -> None:
 
     Raises ConfigError naming the first field that hasn't.
     """
-    hints = _hints(type(instance))
+    hints = get_type_hints(type(instance))
     for field in dataclasses.fields(instance):
         value = _field(field.name, getattr(instance, field.name), hints[field.name])
         object.__setattr__(instance, field.name, value)
@@ -110,7 +106,7 @@ def from_plain(cls: type[T], values: Mapping[str, Any]) -> T:
     """
     if not isinstance(values, Mapping):
         raise TypeError(f"{cls.__name__} is read from a table (dict), got {values!r}")
-    hints = _hints(cls)
+    hints = get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
     arguments: dict[str, Any] = {}
     for key, value in values.items():

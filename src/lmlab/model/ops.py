@@ -26,14 +26,14 @@ def swiglu(gate_up: Float[Tensor, "... two_f"]) -> Float[Tensor, "... f"]:
 
 
 def rotate_half_split(
-    x: Float[Tensor, "b t h d"], cos: Float[Tensor, "t m"], sin: Float[Tensor, "t m"]
+    x: Float[Tensor, "b t h d"], cos: Float[Tensor, "*rows t m"], sin: Float[Tensor, "*rows t m"]
 ) -> Float[Tensor, "b t h d"]:
     """RoPE in Llama's layout on the first 2m dimensions of each head: pair i is (i, i + m); the rest pass.
 
-    Half types are rotated in float32 and cast after.
+    cos and sin are those of the positions, of each row (rows = b) or of all rows. Half types are rotated in float32 and cast after.
     """
     half = cos.shape[-1]
     wide = x.to(cos.dtype)
     first, second, rest = wide[..., :half], wide[..., half : 2 * half], wide[..., 2 * half :]
-    cos, sin = cos[:, None, :], sin[:, None, :]
+    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
     return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1).to(x.dtype)

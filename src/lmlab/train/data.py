@@ -38,12 +38,7 @@ class TokenFile:
 
     @classmethod
     def write(
-        cls,
-        path: str | Path,
-        documents: Iterable[Sequence[int] | NDArray[np.integer]],
-        *,
-        vocab_size: int,
-        end_id: int,
+        cls, path: str | Path, documents: Iterable[Sequence[int] | NDArray[Any]], *, vocab_size: int, end_id: int
     ) -> TokenFile:
         """Write the documents, each with `end_id` after it, and open the file.
 
@@ -57,7 +52,7 @@ class TokenFile:
         with atomic_write(path) as file:
             file.write(b"\0" * HEADER)
             for number, document in enumerate(documents):
-                ids = np.append(np.asarray(document, dtype=np.int64), end_id)
+                ids = np.append(_integers(document, number), end_id)
                 low, high = int(ids.min()), int(ids.max())
                 if low < 0 or high >= vocab_size:
                     raise ValueError(
@@ -155,6 +150,13 @@ class TokenFile:
             rows = self._tokens[index[:, None] * length + np.arange(length + 1)].astype(np.int64)
             ids = torch.from_numpy(rows)
             yield ids[:, :-1], ids[:, 1:]
+
+
+def _integers(document: Sequence[int] | NDArray[Any], number: int) -> NDArray[np.int64]:
+    ids = np.asarray(document)
+    if ids.size and (ids.dtype.kind not in "iu" or ids.ndim != 1):
+        raise ValueError(f"document {number} must be a flat list of integer ids, got {ids.dtype} {list(ids.shape)}")
+    return ids.astype(np.int64)
 
 
 @lru_cache(maxsize=4)
