@@ -55,7 +55,7 @@ class _OnePass(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         start, slopes, out, lse, *parts = ctx.saved_tensors
         band: Band = ctx.band
