@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from lmlab.attention.scale import ScaleRule as ScaleRule
     from lmlab.attention.scale import attention_scale as attention_scale
     from lmlab.attention.vq.assign import assign_codes as assign_codes
+    from lmlab.attention.vq.codebook import Codebook as Codebook
+    from lmlab.attention.vq.codebook import CodebookStats as CodebookStats
     from lmlab.attention.vq.function import vq_attention as vq_attention
+    from lmlab.attention.vq.module import VQAttention as VQAttention
+    from lmlab.attention.vq.module import step_codebooks as step_codebooks
     from lmlab.attention.vq.state import VQState as VQState
 
 _PLACES = {
@@ -29,17 +33,22 @@ _PLACES = {
     "row_measure": ["row_gradient"],
     "scale": ["EntropyInvariant", "GradientScale", "InverseSqrt", "MuP", "ScaleRule", "attention_scale"],
     "vq.assign": ["assign_codes"],
+    "vq.codebook": ["Codebook", "CodebookStats"],
     "vq.function": ["vq_attention"],
+    "vq.module": ["VQAttention", "step_codebooks"],
     "vq.state": ["VQState"],
 }
 
 __all__ = [
+    "Codebook",
+    "CodebookStats",
     "EntropyInvariant",
     "GradientScale",
     "InverseSqrt",
     "LearnedScale",
     "MuP",
     "ScaleRule",
+    "VQAttention",
     "VQOptions",
     "VQState",
     "assign_codes",
@@ -48,6 +57,7 @@ __all__ = [
     "gradient_limit",
     "gradient_norm",
     "row_gradient",
+    "step_codebooks",
     "vq_attention",
 ]
 
