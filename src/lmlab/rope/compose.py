@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -69,6 +69,18 @@ class Extension:
     def find(self, cls: type[_M]) -> _M | None:
         """The method of this class (or of a class below it), or None."""
         return next((m for m in self.methods if isinstance(m, cls)), None)
+
+    def without_rotary(self, train_length: int) -> Extension:
+        """What a layer without rotary positions takes of it: norms and logit factors, with T₀ filled in."""
+        kept: list[Method] = []
+        for method in self.methods:
+            if isinstance(method, LogN) and method.train_length is None:
+                kept.append(replace(method, train_length=train_length))
+            elif isinstance(method, CosA) and method.n is None:
+                kept.append(replace(method, n=train_length / 2))
+            elif method.kind in ("norm", "logit"):
+                kept.append(method)
+        return Extension(tuple(kept))
 
     def to_tables(self) -> list[dict[str, Any]]:
         """One TOML-able table a method; `extension_from_table` reads them back."""
