@@ -62,6 +62,11 @@ def attend(
     queries, copies = rotated_parts(method, q, k, positions, rotary, theta)
     alibi = extension.find(ALiBi)
     slopes = None if alibi is None else torch.tensor(alibi.for_heads(h), dtype=torch.float64, device=q.device)
+    stock = q.device.type != "cpu" or q.dtype not in (torch.float32, torch.float64)
+    if stock and band.kind == "plain" and slopes is None and t == keys and not isinstance(offset, Tensor):
+        return torch.nn.functional.scaled_dot_product_attention(
+            queries[0], copies[0], v, is_causal=True, scale=scale, enable_gqa=h != k.shape[1]
+        )
     if t <= _FEW_ROWS or q.device.type != "cpu":
         return attend_rows(queries, copies, v, band=band, positions=positions, slopes=slopes, scale=scale)
     return attend_one_pass(

@@ -401,8 +401,15 @@ struct Packed {
     }
 };
 
+// Starting a thread costs as much as some 4 million multiplications.
+int worth(const Shape& n, int threads) {
+    const double work = static_cast<double>(n.b * n.h) * static_cast<double>(n.t) * static_cast<double>(n.keys) * static_cast<double>(n.d);
+    return static_cast<int>(std::clamp(work / 4e6, 1.0, static_cast<double>(std::max(1, threads))));
+}
+
 template <class T>
 void forward_all(const Tensors<T>& all, const Shape& n, const Band& band, int threads) {
+    threads = worth(n, threads);
     const Packed<T> packed(all, n, false, threads);
     const int64_t width = (n.d + Lanes<T>::count - 1) / Lanes<T>::count * Lanes<T>::count, heads = n.b * n.hk;
     std::vector<T> space;
@@ -423,6 +430,7 @@ void forward_all(const Tensors<T>& all, const Shape& n, const Band& band, int th
 
 template <class T>
 void backward_all(const Tensors<T>& all, const Gradients<T>& grads, const Shape& n, const Band& band, int threads) {
+    threads = worth(n, threads);
     const Packed<T> packed(all, n, true, threads);
     const int64_t width = (n.d + Lanes<T>::count - 1) / Lanes<T>::count * Lanes<T>::count;
     const int64_t group = n.h / n.hk, padded = (n.keys + kKeys - 1) / kKeys * kKeys;
