@@ -176,7 +176,7 @@ def make_corpus(
         train, held = _cut_tail(every, options.held_out, out)
     else:
         chosen = _choose(hashes, sizes, options.held_out)
-        train, held = _copy_sides(every, [h in chosen for h in hashes], out)
+        train, held = _copy_sides(every, hashes, chosen, out)
     every.unlink()
     result = {
         "documents": {"train": train[0], "held_out": held[0]},
@@ -231,18 +231,26 @@ def _choose(hashes: list[bytes], sizes: list[int], share: float) -> set[bytes]:
     return chosen
 
 
-def _copy_sides(every: Path, held: list[bool], out: Path) -> tuple[tuple[int, int], tuple[int, int]]:
-    count, size = [0, 0], [0, 0]
-    with (
-        every.open(encoding="utf-8") as lines,
-        (out / "train.jsonl").open("w", encoding="utf-8") as train,
-        (out / "held_out.jsonl").open("w", encoding="utf-8") as held_out,
-    ):
-        for line, side in zip(lines, held, strict=True):
-            (held_out if side else train).write(line)
-            count[side] += 1
-            size[side] += len(json.loads(line)["text"].encode())
-    return (count[0], size[0]), (count[1], size[1])
+def _copy_sides(
+    every: Path, hashes: list[bytes], chosen: set[bytes], out: Path
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Both splits as (documents, bytes). Held-out documents stand in the order of their hashes, so that the
+    first of them are a fair sample of all sources."""
+    held: list[tuple[bytes, int]] = []  # hash, place in the file
+    size, place = [0, 0], 0
+    with every.open("rb") as lines, (out / "train.jsonl").open("wb") as train:
+        for line, h in zip(lines, hashes, strict=True):
+            if h in chosen:
+                held.append((h, place))
+            else:
+                train.write(line)
+            size[h in chosen] += len(json.loads(line)["text"].encode())
+            place += len(line)
+    with every.open("rb") as lines, (out / "held_out.jsonl").open("wb") as held_out:
+        for _, place in sorted(held):
+            lines.seek(place)
+            held_out.write(lines.readline())
+    return (len(hashes) - len(held), size[0]), (len(held), size[1])
 
 
 def _cut_tail(every: Path, share: float, out: Path) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -253,7 +253,7 @@ def eval_length(
 
     from lmlab.lab.recipe import END
     from lmlab.lab.sources import CorpusError
-    from lmlab.lab.steps.evaluate import table_of, usable
+    from lmlab.lab.steps.evaluate import LENGTH_ROWS, LengthTests, usable
 
     model, tokenizer = load_model(directory, variant)
     trained = model.config.max_length
@@ -262,14 +262,14 @@ def eval_length(
     for text in _held_out(directory, file, 10_000_000):
         tokens += [*tokenizer.encode(text), tokenizer.special_tokens[END]]
     width = max(lengths) + 1
-    rows = min(len(tokens) // width, 48)
+    rows = min(len(tokens) // width, LENGTH_ROWS)
     if rows < 1:
         raise CorpusError(
             f"contexts up to {max(lengths)} need {width} tokens of text and found {len(tokens)}"
         )
     ids = torch.tensor(tokens[: rows * width]).reshape(rows, width)
     extensions = usable(model.config.position.kind, [parse_extension(text) for text in extension])
-    return _print({"rows": table_of(model, ids, extensions, trained, lengths, last)})
+    return _print({"rows": LengthTests(model, ids, extensions, trained, lengths, last).table()})
 
 
 def parse_extension(text: str) -> list[dict[str, Any]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmlab.lab.corpus import read_documents
+from lmlab.lab.progress import Advance
 from lmlab.lab.recipe import LengthOptions, PasskeyOptions, Recipe
 from lmlab.lab.sources import CorpusError
 from lmlab.lab.steps.job import Job
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 VERSION = 1
 INPUTS = ("corpus", "tokenize", "train")
 BASELINE_BYTES = 16 << 20  # of the training text that lzma sees: its time grows with it
-LENGTH_ROWS = 48  # documents of the length test
+LENGTH_ROWS = 24  # documents of the length test
+
+Count = Callable[[int], None]
 
 
 def settings(recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
@@ -38,25 +41,27 @@ def work(job: Job) -> dict[str, Any]:
     model = Decoder.load(job.inputs["train"] / "model")
     tokenizer = Tokenizer.load(job.inputs["tokenize"] / "tokenizer.json")
     documents = list(first_documents(corpus / "held_out.jsonl", options.max_bytes))
-    with job.display.work(job.label) as advance:
-        advance(0, "bits per byte")
+    tests = None if options.length is None else LengthTests.of(job, model, options.length)
+    size = sum(len(text.encode()) for text in documents)
+    with job.display.work(job.label, size + (0 if tests is None else tests.tokens)) as advance:
+        done = _Counter(advance)
         bits = bits_per_byte(
             model,
             tokenizer,
-            documents,
+            done.counting(documents),
             length=job.recipe.train.length,
             stride=options.stride,
             batch_size=options.batch_size,
         )
-        advance(0, "compressors")
+        done.note = "compressors"
         train = "".join(read_documents(corpus / "train.jsonl")).encode()
         baselines = byte_baselines(train[-BASELINE_BYTES:], "".join(documents).encode())
         length = passkeys = None
-        if options.length is not None:
-            advance(0, "loss against length")
+        if tests is not None:
+            done.note = "loss against length"
             with job.warnings_to_log():
-                length = length_test(job.recipe, options.length, model, job.inputs["tokenize"])
-                passkeys = passkey_test(job.recipe, options.length, model)
+                length = tests.length(done.add)
+                passkeys = tests.passkeys(done.add)
     return {
         "bits_per_byte": bits.value,
         "bytes_per_token": bits.bytes_per_token,
@@ -67,6 +72,24 @@ def work(job: Job) -> dict[str, Any]:
         "length": length,
         "passkey": passkeys,
     }
+
+
+class _Counter:
+    """How far the stage is: bytes of the text and tokens of the length tests, added up."""
+
+    def __init__(self, advance: Advance) -> None:
+        self.done = 0
+        self.note = "bits per byte"
+        self._advance = advance
+
+    def add(self, amount: int) -> None:
+        self.done += amount
+        self._advance(self.done, self.note)
+
+    def counting(self, documents: Iterable[str]) -> Iterator[str]:
+        for text in documents:
+            yield text
+            self.add(len(text.encode()))
 
 
 def first_documents(path: Path, max_bytes: int) -> Iterator[str]:
@@ -80,11 +103,6 @@ def first_documents(path: Path, max_bytes: int) -> Iterator[str]:
             return
         total += size
         yield text
-
-
-def contexts_of(recipe: Recipe, options: LengthOptions) -> list[int]:
-    """The contexts of the length test: those given, else 1, 2 and 4 times the length trained on."""
-    return list(options.contexts) or [recipe.train.length * k for k in (1, 2, 4)]
 
 
 def usable(position: str, tables: Iterable[Any]) -> dict[str, Extension]:
@@ -107,79 +125,145 @@ def _label(table: Any) -> str:
     return " + ".join(_label(t) for t in table)
 
 
-def length_test(recipe: Recipe, options: LengthOptions, model: Decoder, tokens: Path) -> dict[str, Any]:
-    """Loss on the same last targets for each context, and loss by position in the longest one."""
-    import torch
+@dataclass(frozen=True)
+class LengthTests:
+    """A model on texts longer than it was trained on, plain, under every extension, and with a window."""
 
-    from lmlab.evaluate import loss_by_position
-    from lmlab.rope import Extension, Window
+    model: Decoder
+    ids: torch.Tensor  # [n, longest context + 1]
+    extensions: Mapping[str, Extension]
+    trained: int
+    contexts: list[int]
+    last: int
+    passkey: PasskeyOptions | None = None
+    symbols: Sequence[int] = ()  # the ids of which the passkey test's text is made
+    seed: int = 0
 
-    contexts, trained = contexts_of(recipe, options), recipe.train.length
-    ids = _rows(tokens / "held_out.tok", max(contexts) + 1)
-    extensions = usable(recipe.position.kind, options.extensions)
-    rows = table_of(model, ids, extensions, trained, contexts, options.last)
-    edges = _edges(trained, max(contexts))
-    by_position = []
-    with torch.inference_mode():
-        for name, extension in {
-            "none": Extension(),
-            "window": Extension((Window(trained),)),
-            **extensions,
-        }.items():
-            losses = loss_by_position(under(model, extension), ids, edges=edges, batch=4)
-            by_position.append({"method": name, "rows": [asdict(loss) for loss in losses]})
-    return {
-        "train_length": trained,
-        "contexts": contexts,
-        "last": options.last,
-        "rows": rows,
-        "by_position": by_position,
-    }
-
-
-def table_of(
-    model: Decoder,
-    ids: torch.Tensor,
-    extensions: Mapping[str, Extension],
-    trained: int,
-    contexts: list[int],
-    last: int,
-) -> list[dict[str, Any]]:
-    """`length_table` as plain values, one row a method."""
-    import torch
-
-    from lmlab.evaluate import length_table
-
-    with torch.inference_mode():
-        rows = length_table(
-            model, ids, extensions, train_length=trained, contexts=contexts, last=last, batch=4
+    @classmethod
+    def of(cls, job: Job, model: Decoder, options: LengthOptions) -> LengthTests:
+        recipe = job.recipe
+        trained = recipe.train.length
+        contexts = list(options.contexts) or [trained * k for k in (1, 2, 4)]
+        tokens = job.inputs["tokenize"]
+        if recipe.corpus.path is None and recipe.corpus.name == "recall":
+            ids = recall_rows(tokens, max(contexts), recipe.seed)
+        else:
+            ids = held_out_rows(tokens, max(contexts) + 1)
+        asked = PasskeyOptions() if options.passkey is True else options.passkey or None
+        return cls(
+            model,
+            ids,
+            usable(recipe.position.kind, options.extensions),
+            trained,
+            contexts,
+            options.last,
+            asked,
+            sorted(set(ids.flatten().tolist())),
+            recipe.seed,
         )
-    return [
-        {
-            "method": row.method,
-            "extension": str(row.extension) if row.extension.methods else None,
-            "losses": [asdict(loss) for loss in row.losses],
-            "tax": row.tax,
-            "gain": row.gain,
-            "over_window": row.over_window,
-            "identical": row.identical,
+
+    @property
+    def tokens(self) -> int:
+        """What the model reads in all tests together."""
+        methods = len(self.extensions) + 2
+        found = methods * len(self.ids) * (sum(self.contexts) + max(self.contexts))
+        if self.passkey is not None:
+            cells = len(self.passkey.depths) * sum(self.passkey.lengths or self.contexts)
+            found += (methods - 1) * self.passkey.trials * cells
+        return found
+
+    def length(self, count: Count) -> dict[str, Any]:
+        """Loss on the same last targets for each context, and loss by position in the longest one."""
+        from lmlab.evaluate import loss_by_position
+        from lmlab.rope import Extension, Window
+
+        by_position = []
+        edges = _edges(self.trained, max(self.contexts))
+        methods = {"none": Extension(), "window": Extension((Window(self.trained),)), **self.extensions}
+        rows = self.table(count)
+        for name, extension in methods.items():
+            losses = loss_by_position(self._under(extension, count), self.ids, edges=edges, batch=4)
+            by_position.append({"method": name, "rows": [asdict(loss) for loss in losses]})
+        return {
+            "train_length": self.trained,
+            "contexts": self.contexts,
+            "last": self.last,
+            "rows": rows,
+            "by_position": by_position,
         }
-        for row in rows
-    ]
+
+    def table(self, count: Count = lambda amount: None) -> list[dict[str, Any]]:
+        """`length_table` as plain values, one row a method."""
+        from lmlab.evaluate import length_table
+
+        def model(ids: torch.Tensor, *, extension: Extension) -> torch.Tensor:
+            return self._under(extension, count)(ids)
+
+        rows = length_table(
+            model,
+            self.ids,
+            self.extensions,
+            train_length=self.trained,
+            contexts=self.contexts,
+            last=self.last,
+            batch=4,
+        )
+        return [
+            {
+                "method": row.method,
+                "extension": str(row.extension) if row.extension.methods else None,
+                "losses": [asdict(loss) for loss in row.losses],
+                "tax": row.tax,
+                "gain": row.gain,
+                "over_window": row.over_window,
+                "identical": row.identical,
+            }
+            for row in rows
+        ]
+
+    def passkeys(self, count: Count = lambda amount: None) -> list[dict[str, Any]] | None:
+        """How often a key is found again, by method, length and depth."""
+        from lmlab.evaluate import passkey
+        from lmlab.rope import Extension
+
+        if self.passkey is None:
+            return None
+        marker, *symbols = self.symbols
+        rows = []
+        for name, extension in ({"none": Extension()} | dict(self.extensions)).items():
+            cells = passkey(
+                self._under(extension, count),
+                lengths=list(self.passkey.lengths or self.contexts),
+                depths=list(self.passkey.depths),
+                vocab=symbols,
+                marker=marker,
+                key=self.passkey.key,
+                trials=self.passkey.trials,
+                seed=self.seed,
+            )
+            rows += [{"method": name, **asdict(cell)} for cell in cells]
+        return rows
+
+    def _under(self, extension: Extension, count: Count) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The model with an extension, as a function of ids; `count` hears how many it reads."""
+        import torch
+
+        def logits(ids: torch.Tensor) -> torch.Tensor:
+            with torch.inference_mode():
+                found: torch.Tensor = self.model(ids, extension=extension)
+            count(ids.numel())
+            return found
+
+        return logits
 
 
-def under(model: Decoder, extension: Extension) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The model with an extension, as a function of ids."""
-    return lambda ids: model(ids, extension=extension)
-
-
-def _rows(path: Path, width: int) -> torch.Tensor:
+def held_out_rows(tokens: Path, width: int) -> torch.Tensor:
     """The held-out tokens as rows of `width`: documents one after another, as the model was trained."""
     import torch
 
     from lmlab.train import TokenFile
 
-    data = TokenFile.open(path)
+    data = TokenFile.open(tokens / "held_out.tok")
     if len(data) < 2 * width:
         raise CorpusError(
             f"the length test needs {2 * width} held-out tokens and found {len(data)}; give more text, "
@@ -188,31 +272,25 @@ def _rows(path: Path, width: int) -> torch.Tensor:
     return torch.cat([ids for ids, _ in data.in_order(width, 8, LENGTH_ROWS)])
 
 
+def recall_rows(tokens: Path, length: int, seed: int) -> torch.Tensor:
+    """Passages and pairs as long as the longest context: what comes again lies further back than any that
+    the model was trained on."""
+    import torch
+
+    from lmlab.evaluate import recall_documents
+    from lmlab.tokenize import Tokenizer
+
+    tokenizer = Tokenizer.load(tokens / "tokenizer.json")
+    texts = recall_documents(LENGTH_ROWS, train_length=length, seed=seed + 1)
+    rows = [tokenizer.encode(text)[: length + 1] for text in texts]
+    if min(map(len, rows)) <= length:
+        raise CorpusError(
+            "the length test of the recall corpus needs one token a symbol: set tokenize.vocab_size = 256"
+        )
+    return torch.tensor(rows)
+
+
 def _edges(trained: int, longest: int) -> list[int]:
     """Eight parts a trained length, to the longest context."""
     step = max(1, trained // 8)
     return [*range(0, longest, step), longest]
-
-
-def passkey_test(recipe: Recipe, options: LengthOptions, model: Decoder) -> list[dict[str, Any]] | None:
-    from lmlab.evaluate import passkey
-    from lmlab.rope import Extension
-
-    if options.passkey is False:
-        return None
-    ask = PasskeyOptions() if options.passkey is True else options.passkey
-    lengths = list(ask.lengths) or contexts_of(recipe, options)
-    rows = []
-    for name, extension in ({"none": Extension()} | usable(recipe.position.kind, options.extensions)).items():
-        for cell in passkey(
-            under(model, extension),
-            lengths=lengths,
-            depths=list(ask.depths),
-            vocab=model.config.vocab_size,
-            marker=model.config.vocab_size - 2,
-            key=ask.key,
-            trials=ask.trials,
-            seed=recipe.seed,
-        ):
-            rows.append({"method": name, **asdict(cell)})
-    return rows
