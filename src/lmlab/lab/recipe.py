@@ -368,7 +368,8 @@ def load_recipe(path_or_name: str | Path, overrides: Mapping[str, Any] = Mapping
         return recipe_from(apply(table, overrides), folder)
     except ConfigError as error:
         set_here = any(error.key == k or error.key.startswith(f"{k}.") for k in overrides)
-        raise RecipeError.of(error, "--set" if set_here else file, every_key()) from None
+        places = ["--set" if set_here else file, *([error.file] if isinstance(error, RecipeError) else [])]
+        raise RecipeError.of(error, ", ".join(filter(None, places)), every_key()) from None
 
 
 def recipe_from(table: Mapping[str, Any], folder: Path = Path()) -> Recipe:
@@ -467,7 +468,7 @@ def _none_words(cls: type, table: Mapping[str, Any]) -> dict[str, Any]:
                 (o for o in (hints.get(key), *options) if isinstance(o, type) and is_dataclass(o)), None
             )
             result[key] = value if inner is None else _none_words(inner, value)
-        elif value == "none" and type(None) in options:
+        elif value == "none" and (type(None) in options or hints.get(key) is Any):
             result[key] = None
     return result
 
