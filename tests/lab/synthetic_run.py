@@ -83,6 +83,16 @@ def write_run(
                     "result": results[stage],
                 }
                 _json(directory / "stage.json", told)
+                if stage == "tokenize":
+                    pieces = [
+                        [{"hex": "e4"}, -17.2],
+                        ["e", -9.5],
+                        [" the", -4.1],
+                        ["月光" + evil, -8.8],
+                        ["<eos>", None],
+                    ]
+                    known = {"format": "lmlab.tokenize", "special_tokens": {"<eos>": 4}, "pieces": pieces}
+                    _json(directory / "tokenizer.json", known)
                 if stage == "generate":
                     lines = [json.dumps(s) for s in _samples(draw, evil)]
                     (directory / "samples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

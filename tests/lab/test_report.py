@@ -309,6 +309,16 @@ def test_length_figures_mark_the_trained_length(tmp_path: Path) -> None:
     assert "line grey dashed" in figures["loss-by-context"].panels[0].html
 
 
+def test_pieces_are_those_of_the_tokenizer(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    write_report(run)
+    sizes = {int(r["bytes"]): int(r["pieces"]) for r in records(run / "figures/piece-sizes.csv")}
+    assert sizes == {1: 2, 4: 1, 6: 1}
+    assert [r["piece"] for r in records(run / "figures/likeliest-pieces.csv")] == [" the", "月光"]
+    next(run.glob("stages/tokenize-*/tokenizer.json")).write_text('{"pieces": [1, ["a", "b"], [[], 2]]}')
+    tree(write_report(run))
+
+
 def test_distances_are_those_of_the_methods(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     write_report(run)

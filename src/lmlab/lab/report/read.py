@@ -101,6 +101,11 @@ def read_lines(path: Path) -> list[Mapping[str, Any]]:
     return list(_lines(path))
 
 
+def read_object(path: Path) -> Mapping[str, Any]:
+    """The JSON object of a file, an empty one if there is none."""
+    return mapping(_json(path))
+
+
 def _stages(path: Path) -> Iterator[Stage]:
     listed = objects(_json(path / "stages.json"))
     if not listed:  # killed before the first list was written

@@ -1,16 +1,15 @@
-"""How text is cut: bytes a token by script, the longest pieces, sampled segmentations, the training curve."""
+"""How text is cut: bytes a token by script, the pieces, sampled segmentations, the training curve."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lmlab.lab.report import pieces
 from lmlab.lab.report.chart import FULL, Bar, Colour, Series, bar_chart, line_chart
-from lmlab.lab.report.figure import Figure, Panel, Section, Table, html_table
+from lmlab.lab.report.figure import Figure, Panel, Section, Table
 from lmlab.lab.report.read import RunFiles, Stage, array, get, mapping, objects
 from lmlab.lab.report.scale import Axis
-from lmlab.lab.report.text import amount, escape, finite, number, shorten
+from lmlab.lab.report.text import amount, escape, finite, number
 
-TINTS = 4
-LONGEST = 12
 SCRIPTS = 12
 
 
@@ -23,7 +22,8 @@ def section(run: RunFiles) -> Section:
         f"{number(get(s.result, 'bytes_per_token', 'held_out'))} bytes a token on held-out text"
         for s in stages
     )
-    figures = [f for f in (_scripts(stages), _pieces(stages), _segmentations(stages), _rounds(stages)) if f]
+    found = [_scripts(stages), *pieces.figures(stages), _segmentations(stages), _rounds(stages)]
+    figures = [f for f in found if f]
     return Section("tokenizer", "How text is cut", escape(lead[:1].upper() + lead[1:]) + ".", figures)
 
 
@@ -59,43 +59,6 @@ def _scripts(stages: Sequence[Stage]) -> Figure | None:
         "Longer bars mean that a token holds more text of that script; one Chinese character alone is three "
         "bytes, one Latin letter is one.",
         [Panel("bytes-per-token", body, Table(["variant", "script", "bytes_per_token"], rows), wide=True)],
-    )
-
-
-def _pieces(stages: Sequence[Stage]) -> Figure | None:
-    panels = []
-    for i, stage in enumerate(stages):
-        longest = objects(stage.result.get("longest"))
-        if not longest:
-            continue
-        rows = [
-            [
-                f'<span class="piece p{j % TINTS}">{_blank(shorten(p.get("piece"), 40))}</span>',
-                amount(p.get("bytes")),
-                number(p.get("score")),
-            ]
-            for j, p in enumerate(longest[:LONGEST])
-        ]
-        panels.append(
-            Panel(
-                f"longest-pieces{_suffix(i, stages)}",
-                html_table(["piece", "bytes", "log-probability"], rows),
-                Table(
-                    ["variant", "piece", "bytes", "score"],
-                    [[stage.variant, str(p.get("piece")), p.get("bytes"), p.get("score")] for p in longest],
-                ),
-                title=stage.variant if len(stages) > 1 else "",
-                wide=len(stages) == 1,
-            )
-        )
-    if not panels:
-        return None
-    return Figure(
-        "longest-pieces",
-        "The longest pieces",
-        "What the tokenizer took for one unit; a long piece is a phrase that the training text repeats. "
-        "A dot stands for a space.",
-        panels,
     )
 
 
@@ -148,8 +111,10 @@ def _broken(stages: Sequence[Stage]) -> str:
 
 def _segmentation(cut: Mapping[str, Any]) -> str:
     alpha = finite(cut.get("alpha"))
-    pieces = array(cut.get("pieces"))
-    drawn = "".join(f'<span class="piece p{j % TINTS}">{_blank(p)}</span>' for j, p in enumerate(pieces))
+    cuts = array(cut.get("pieces"))
+    drawn = "".join(
+        f'<span class="piece p{j % pieces.TINTS}">{pieces.blank(p)}</span>' for j, p in enumerate(cuts)
+    )
     how = (
         "best (Viterbi)"
         if alpha is None
@@ -158,7 +123,7 @@ def _segmentation(cut: Mapping[str, Any]) -> str:
         else f"sampled, α = {alpha:g}"
     )
     return (
-        f'<div class="segmentation"><span>{how}<br/>{len(pieces)} tokens</span>'
+        f'<div class="segmentation"><span>{how}<br/>{len(cuts)} tokens</span>'
         f'<p class="pieces token">{drawn}</p></div>'
     )
 
@@ -201,8 +166,3 @@ def _rounds(stages: Sequence[Stage]) -> Figure | None:
 
 def _suffix(index: int, stages: Sequence[Stage]) -> str:
     return f"-{index + 1}" if len(stages) > 1 else ""
-
-
-def _blank(piece: Any) -> str:
-    """A piece with its white space to be seen."""
-    return escape(piece).replace(" ", "·")
