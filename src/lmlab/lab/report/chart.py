@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lmlab.lab.report.scale import Axis, Scale, fit
-from lmlab.lab.report.text import escape, finite, short, shorten
+from lmlab.lab.report.text import escape, finite, number, short, shorten
 
 HALF, FULL = 480, 820  # widths in pixels of the drawing
 SMALL = 340  # on a phone
@@ -144,7 +144,7 @@ def bar_chart(
 ) -> Drawing:
     """Horizontal bars from 0, each with its number behind and its label before it, on a phone above it."""
     scale = fit(Axis(axis.label, 0.0, axis.high), [b.value for b in bars] + [d for b in bars for d in b.dots])
-    notes = [f"{b.value:.{digits}f} {b.note}".strip() for b in bars]
+    notes = [f"{number(b.value, digits)} {b.note}".strip() for b in bars]
     after = 10 + max(map(text_width, notes), default=0)
 
     def draw(name: str, width: int) -> str:
