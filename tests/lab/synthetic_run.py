@@ -147,7 +147,8 @@ def _train(draw: random.Random, i: int) -> dict[str, Any]:
     history = []
     for step in range(1, 601):
         smooth = 4.4 + 0.1 * i + 4 * math.exp(-step / 60)
-        entry = {"step": step, "tokens": step * 2048, "loss": smooth + draw.gauss(0, 0.15)}
+        loss = smooth + draw.gauss(0, 0.15)
+        entry = {"step": step, "tokens": step * 2048, "loss": loss, "ce": loss, "accuracy": 1 / loss}
         rate = 6e-3 * min(step / 30, 0.1 + 0.9 * (1 + math.cos(math.pi * step / 600)) / 2)
         held_out = smooth + 0.12 if step % 50 == 0 else None
         history.append({**entry, "lr": rate, "grad_norm": 0.8, "held_out": held_out})

@@ -319,6 +319,13 @@ def test_pieces_are_those_of_the_tokenizer(tmp_path: Path) -> None:
     tree(write_report(run))
 
 
+def test_measures_of_the_steps_are_drawn_where_they_say_more_than_the_loss(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    write_report(run)
+    assert len(records(run / "figures/training-accuracy.csv")) == 600
+    assert not (run / "figures/training-ce.csv").exists()
+
+
 def test_distances_are_those_of_the_methods(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     write_report(run)

@@ -10,7 +10,7 @@ from lmlab.lab.report.chart import HALF, Colour, Series, line_chart
 from lmlab.lab.report.figure import Figure, Panel, Section, Table
 from lmlab.lab.report.read import RunFiles, Stage, array, get, mapping, objects
 from lmlab.lab.report.scale import Axis
-from lmlab.lab.report.text import escape, finite, listing, number
+from lmlab.lab.report.text import escape, finite, listing, number, slug
 
 # Metric -> what its axis says. Quality stands on the left, diversity beside it.
 QUALITY = {
@@ -141,7 +141,7 @@ def _panel(arms: Sequence[Mapping[str, Any]], metric: str, suffix: str, of: str)
             rows.append([arm.get("loop"), arm.get("bias"), arm.get("control"), x, y, e, arm.get("seeds")])
         if points:
             series.append(Series(label, points, colour, band, dashed=colour == "grey", shape=shape))
-    name = f"loops{suffix}-{re.sub('[^A-Za-z0-9_-]', '-', metric)}"
+    name = f"loops{suffix}-{slug(metric)}"
     label = _axis(metric)
     ticks = sorted({x for s in series for x, _ in s.points})
     body = line_chart(

@@ -1,6 +1,7 @@
 """Text and numbers as a reader sees them. Everything that comes from a run passes through here."""
 
 import math
+import re
 import unicodedata
 from html import escape as _html
 from typing import Any
@@ -28,6 +29,11 @@ def shorten(text: Any, limit: int) -> str:
     """At most `limit` characters, the last an ellipsis where some were cut."""
     whole = str(text)
     return whole if len(whole) <= limit else whole[: limit - 1] + "…"
+
+
+def slug(text: str) -> str:
+    """Fit for the name of a file and for an id."""
+    return re.sub("[^A-Za-z0-9_-]", "-", text)
 
 
 def finite(value: Any) -> float | None:

@@ -1,4 +1,4 @@
-"""How it learned: loss against tokens, the learning rate below."""
+"""How it learned: loss against tokens, the learning rate below, and what else was measured at each step."""
 
 from collections.abc import Sequence
 
@@ -6,14 +6,21 @@ from lmlab.lab.report.chart import FULL, Series, line_chart
 from lmlab.lab.report.figure import Figure, Panel, Section, Table
 from lmlab.lab.report.read import RunFiles, Stage, get, objects
 from lmlab.lab.report.scale import Axis
-from lmlab.lab.report.text import escape, finite, number, short
+from lmlab.lab.report.text import escape, finite, number, short, shorten, slug
 
 DRAWN = 400  # points of a line at most
 MARGIN = 56.0  # one x axis for both charts
 SMOOTH = 40  # the bold line is the mean over this share of the run
-
-
+STEPS = 3  # so many runs are drawn with their single steps; more would hide each other
 RISE = 0.01  # nats a token by which the held-out loss must have risen to be told
+KNOWN = ("step", "tokens", "loss", "lr", "grad_norm", "held_out")
+MEASURES = {
+    "ce": "cross-entropy, nats a token",
+    "emo": "EMO, cost a token",
+    "accuracy": "accuracy, share of tokens",
+    "alive": "codes in use, share",
+    "relative_error": "relative error of quantised keys",
+}
 
 
 def findings(run: RunFiles) -> list[str]:
@@ -40,21 +47,25 @@ def section(run: RunFiles) -> Section:
     names = run.variants("train")
     series: list[Series] = []
     rates: list[Series] = []
+    losses: list[float] = []
     several = len(stages) > 1
     for stage in stages:
         colour = names.index(stage.variant)
         label = _label(stage, run)
         loss = _points(stage, "loss")
-        series.append(Series("", _thin(loss), colour, marks=False, faint=True))
-        prefix = f"{label}: " if several else ""
-        series.append(Series(f"{prefix}training", _thin(_smooth(loss)), colour, marks=False, dashed=several))
+        if len(stages) <= STEPS:
+            series.append(Series("", _thin(loss), colour, marks=False, faint=True))
+        first = stage is run.of("train", stage.variant)[0]  # the legend names each variant once
+        called = [f"{stage.variant}: {kind}" if several else kind for kind in ("training", "held out")]
+        bold = Series(called[0] * first, _thin(_smooth(loss)), colour, marks=False, dashed=several)
+        series.append(bold)
+        losses += [v for _, v in bold.points if v is not None]
         held_out = _points(stage, "held_out")
         if held_out:
-            other = colour if several else colour + 1
-            series.append(Series(f"{prefix}held out", held_out, other))
+            series.append(Series(called[1] * first, held_out, colour if several else colour + 1))
+            losses += [v for _, v in held_out]
         rates.append(Series(label, _thin(_points(stage, "lr")), colour, marks=False))
-    losses = [v for s in series if s.name for _, v in s.points if v is not None]
-    top = sorted(losses)[-1]
+    top = max(losses)
     name = "loss"
     x = Axis("tokens read", low=0.0)
     drawn = line_chart(
@@ -97,7 +108,54 @@ def section(run: RunFiles) -> Section:
         [Panel(name, drawn, table, wide=True), Panel("learning-rate", rate, rate_table, wide=True)],
         note,
     )
-    return Section("training", "How it learned", figures=[figure])
+    return Section("training", "How it learned", figures=[f for f in (figure, _measures(stages, run)) if f])
+
+
+def _measures(stages: Sequence[Stage], run: RunFiles) -> Figure | None:
+    """What the losses and mixers of this run measured at each step besides."""
+    names = run.variants("train")
+    keys = list(dict.fromkeys(k for s in stages for h in objects(s.result.get("history")) for k in h))
+    panels = []
+    for key in keys:
+        lines = [(s, _points(s, key)) for s in stages]
+        if key in KNOWN or all(_as_loss(s, key) for s in stages) or not any(points for _, points in lines):
+            continue
+        series = [
+            Series(
+                s.variant if s is run.of("train", s.variant)[0] else "",
+                _thin(_smooth(points)),
+                names.index(s.variant),
+                marks=False,
+            )
+            for s, points in lines
+            if points
+        ]
+        label = MEASURES.get(key, key.replace("_", " "))
+        name = f"training-{slug(key)}"
+        drawn = line_chart(
+            name,
+            f"{label} against tokens read",
+            "; ".join(f"{s.name} ends at {number(s.points[-1][1], 3)}" for s in series),
+            series,
+            Axis("tokens read", low=0.0),
+            Axis(shorten(label, 48)),
+        )
+        rows = [[s.variant, s.seed, x, y] for s, points in lines for x, y in points]
+        panels.append(Panel(name, drawn, Table(["variant", "seed", "tokens", key], rows)))
+    if not panels:
+        return None
+    return Figure(
+        "training-measures",
+        "What else was measured at each step",
+        "Smoothed as the loss is; these are measured on the training text, before each step.",
+        panels,
+    )
+
+
+def _as_loss(stage: Stage, key: str) -> bool:
+    """Whether a measure says nothing beyond the loss."""
+    pairs = [(finite(h.get(key)), finite(h.get("loss"))) for h in objects(stage.result.get("history"))]
+    return all(a is None or (b is not None and abs(a - b) <= 1e-4 * abs(b)) for a, b in pairs)
 
 
 def _label(stage: Stage, run: RunFiles) -> str:
