@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import IO
 
 from lmlab.lab.bench import Row, benchmark
 from lmlab.retry import Budget, atomic_write, backoff
@@ -95,7 +96,7 @@ class _Request:
 def storm(policy: Policy, server: Server = Server(), *, seed: int = 0) -> Course:
     """One course of the server under one policy; the same seed gives the same arrivals to all policies."""
     arrivals, service = random.Random(seed), random.Random(seed + 1)
-    waits._stream.seed(seed)  # the jitter's private stream: a figure must come out again
+    waits._stream = random.Random(seed)  # the jitter's private stream: a figure must come out again
     budget = None if policy.budget is None else policy.budget()
     seconds = int(server.ends)
     course = Course(policy.name, [0] * seconds, [0] * seconds, [0] * seconds)
@@ -181,7 +182,7 @@ class Herd:
 
 def herd(wait: Wait, *, clients: int = 1000, admitted: int = 2, window: float = 0.01, seed: int = 0) -> Herd:
     """All clients come at the same moment; the server admits a few in each window and refuses the others."""
-    waits._stream.seed(seed)
+    waits._stream = random.Random(seed)
     events = [(0.0, client, 1) for client in range(clients)]
     inside: dict[int, int] = {}
     calls, last = 0, 0.0
@@ -238,7 +239,7 @@ def write(folder: Path, courses: list[Course], server: Server = Server()) -> Non
         draw(file, courses, server)
 
 
-def draw(file: object, courses: list[Course], server: Server) -> None:
+def draw(file: IO[str], courses: list[Course], server: Server) -> None:
     """Attempts a second and calls answered in time, against time."""
     import matplotlib
     from matplotlib.figure import Figure

@@ -7,8 +7,8 @@ import math
 import os
 import sys
 import weakref
+from _thread import LockType, allocate_lock  # those of threading, without its import
 from collections.abc import Callable
-from threading import Lock, local
 from typing import Any
 
 
@@ -33,6 +33,8 @@ class Cells:
     """A counter without a lock for builds without the GIL: each thread counts in a cell of its own."""
 
     def __init__(self) -> None:
+        from threading import local
+
         self._mine = local()
         self._all: list[list[int]] = []
 
@@ -112,14 +114,14 @@ class Budget:
 
     def _restart(self) -> None:
         set_ = object.__setattr__
-        set_(self, "_lock", Lock())
+        set_(self, "_lock", allocate_lock())
         set_(self, "_base", self._begun.total())
         set_(self, "_retries", 0)
         set_(self, "_refused", 0)
 
     _begun: Ticks | Cells
     _law: tuple[int, int, int]
-    _lock: Lock
+    _lock: LockType
     _base: int
     _retries: int
     _refused: int

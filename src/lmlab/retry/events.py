@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import weakref
+from _thread import allocate_lock  # threading.Lock, without the import of threading
 from collections.abc import Callable, Iterable
-from threading import Lock
 from typing import NamedTuple
 
 
@@ -73,7 +73,7 @@ class Counters:
         self.recovered: dict[str, int] = {}
         self.gave_up: dict[str, int] = {}
         self.slept: dict[str, float] = {}
-        self._lock = Lock()
+        self._lock = allocate_lock()
         _counters.add(self)
 
     def __call__(self, event: Event) -> None:
@@ -89,7 +89,7 @@ class Counters:
 
 def _in_child() -> None:
     for counters in list(_counters):
-        counters._lock = Lock()  # the parent's may have been held at the fork
+        counters._lock = allocate_lock()  # the parent's may have been held at the fork
 
 
 if hasattr(os, "register_at_fork"):

@@ -18,10 +18,10 @@ from lmlab.retry.call import acall, decorate, kind, named, start
 from lmlab.retry.engine import NEW, NEW_TIMED, Attempt
 from lmlab.retry.events import Event, log
 from lmlab.retry.match import Rejected, disk_trouble, transient
-from lmlab.retry.quiet import Quiet
 from lmlab.retry.wait import backoff, number
 
 if TYPE_CHECKING:
+    from lmlab.retry.quiet import Quiet
     from lmlab.retry.stream import Stream
 
 P = ParamSpec("P")
@@ -197,6 +197,8 @@ class Retry:
 
     def quiet(self) -> Quiet:
         """The same policy in faces that never raise what `on` covers."""
+        from lmlab.retry.quiet import Quiet
+
         return Quiet(self)
 
     @overload

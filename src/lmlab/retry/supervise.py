@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import os
-import pickle
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -304,6 +303,8 @@ class _Map:
             run._begin(now)
         run._stop = run._allow(now)
         left = None if run._stop is None else max(0.0, run._stop - now)
+        import pickle
+
         try:
             message = pickle.dumps((left, task.item), pickle.HIGHEST_PROTOCOL)
         except Exception as error:
@@ -331,6 +332,8 @@ class _Map:
             worker.ready = True
             return
         self._died_idle = 0
+        import pickle
+
         from lmlab.retry.worker import Opaque, unpack
 
         try:

@@ -4,16 +4,36 @@ from __future__ import annotations
 
 import math
 import os
-import random
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmlab.retry import clock
 
-# A private stream: users seed the global one alike in every worker, and a herd would stay a herd.
-_stream = random.Random()
+if TYPE_CHECKING:
+    import random
+
+# A private stream, made at the first draw and seeded by the system: users seed the global one alike in every
+# worker, and a herd would stay a herd.
+_stream: random.Random | None = None
+
+
+def _uniform() -> float:
+    global _stream
+    stream = _stream
+    if stream is None:
+        import random  # here, for a quick import of the room
+
+        stream = _stream = random.Random()
+    return stream.random()
+
+
+def _in_child() -> None:
+    global _stream
+    _stream = None
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_stream.seed)
+    os.register_at_fork(after_in_child=_in_child)
 
 
 def number(name: str, value: object, least: float = 0.0) -> float:
@@ -47,8 +67,7 @@ class Backoff:
         except OverflowError:
             most = cap if base else 0.0
         if jitter:
-            drawn = _stream.random() if clock.active.jitter is None else clock.active.jitter
-            most *= drawn
+            most *= _uniform() if clock.active.jitter is None else clock.active.jitter
         return most + asked(error)
 
     def __eq__(self, other: object) -> bool:
