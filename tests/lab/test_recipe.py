@@ -162,7 +162,11 @@ def test_the_sentence_of_the_specification(tmp_path: Path) -> None:
         ("[model.vq]\ncodes = 0", "model.vq.codes", ">= 1"),
         ("[position]\ndim = 3", "position.dim", "even"),
         ('[position]\nextension = { method = "rerop", window = 3 }', "position.extension", "rerope"),
-        ('[evaluate.length]\nextensions = [{ method = "rerope" }]', "evaluate.length.extensions[0]", "window"),
+        (
+            '[evaluate.length]\nextensions = [{ method = "rerope" }]',
+            "evaluate.length.extensions[0]",
+            "window",
+        ),
         ("[generate]\ntop_p = 0.0", "generate.top_p", "at most 1"),
         ("[generate]\ntemperature = -0.1", "generate.temperature", ">= 0"),
         ('[autophagy]\nloops = ["replace"]', "autophagy.loops", "synthetic"),
@@ -269,7 +273,10 @@ def test_a_mistake_in_an_override_is_told_as_one() -> None:
 
 keys = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8)
 values = st.recursive(
-    st.booleans() | st.integers(-(2**62), 2**62) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.booleans()
+    | st.integers(-(2**62), 2**62)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )

@@ -66,7 +66,11 @@ def test_what_follows_from_the_given_values() -> None:
 
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"vocab_size": 9, "n_layer": 3}, "n_layer", "unknown key 'n_layer'. Did you mean 'n_layers'?"),
-    ({"vocab_size": 9, "attention": {"qknorm": True}}, "attention.qknorm", "Did you mean 'attention.qk_norm'?"),
+    (
+        {"vocab_size": 9, "attention": {"qknorm": True}},
+        "attention.qknorm",
+        "Did you mean 'attention.qk_norm'?",
+    ),
     ({"vocab_size": 9, "vq": {"code": 2}}, "vq.code", "Did you mean 'vq.codes'?"),
     ({"vocab_size": 9, "zzz": 3}, "zzz", "Known: vocab_size, d_model"),
     ({"vocab_size": "many"}, "vocab_size", "must be an integer, got 'many'"),
@@ -85,7 +89,11 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"vocab_size": 9, "position": {"dim": 3}}, "position.dim", "an even integer >= 2, got 3"),
     ({"vocab_size": 9, "position": {"dim": 64}}, "position.dim", "at most the head's width 32, got 64"),
     ({"vocab_size": 9, "hybrid": "hwfa", "attention": {"window": 3}}, "attention.window", 'hybrid = "hwfa"'),
-    ({"vocab_size": 9, "hybrid": "hwfa", "position": {"kind": "nope"}}, "hybrid", '"none" unless position.kind'),
+    (
+        {"vocab_size": 9, "hybrid": "hwfa", "position": {"kind": "nope"}},
+        "hybrid",
+        '"none" unless position.kind',
+    ),
     ({"vocab_size": 9, "vq": {"codes": 0}}, "vq.codes", "codes must be >= 1, got 0"),
     ({}, "vocab_size", "must be given"),
 ]
@@ -102,7 +110,9 @@ def test_wrong_values_are_refused_by_key(values: dict[str, Any], key: str, text:
 
 @pytest.mark.bad_input
 def test_an_unknown_mixer_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"attention, recurrent, vq\), got 'conv'.*mixers=\{'conv': factory\}"):
+    with pytest.raises(
+        ConfigError, match=r"attention, recurrent, vq\), got 'conv'.*mixers=\{'conv': factory\}"
+    ):
         Decoder(DecoderConfig(9, d_model=8, n_heads=2, mixer="conv"))
 
 

@@ -134,7 +134,7 @@ def linear_loss(
         budget,
         torch.is_grad_enabled(),
     )
-    outputs = _LinearLoss.apply(hidden, weight, bias, target, call)  # type: ignore[no-untyped-call]
+    outputs = _LinearLoss.apply(hidden, weight, bias, target, call)
     return result(outputs, call, target) if return_stats else outputs[0]
 
 

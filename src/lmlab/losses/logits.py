@@ -94,7 +94,7 @@ def logits_loss(
         budget,
         torch.is_grad_enabled(),
     )
-    outputs = _LogitsLoss.apply(logits, target, call)  # type: ignore[no-untyped-call]
+    outputs = _LogitsLoss.apply(logits, target, call)
     return result(outputs, call, target) if return_stats else outputs[0]
 
 

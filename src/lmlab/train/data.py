@@ -38,7 +38,12 @@ class TokenFile:
 
     @classmethod
     def write(
-        cls, path: str | Path, documents: Iterable[Sequence[int] | NDArray[Any]], *, vocab_size: int, end_id: int
+        cls,
+        path: str | Path,
+        documents: Iterable[Sequence[int] | NDArray[Any]],
+        *,
+        vocab_size: int,
+        end_id: int,
     ) -> TokenFile:
         """Write the documents, each with `end_id` after it, and open the file.
 
@@ -155,7 +160,9 @@ class TokenFile:
 def _integers(document: Sequence[int] | NDArray[Any], number: int) -> NDArray[np.int64]:
     ids = np.asarray(document)
     if ids.size and (ids.dtype.kind not in "iu" or ids.ndim != 1):
-        raise ValueError(f"document {number} must be a flat list of integer ids, got {ids.dtype} {list(ids.shape)}")
+        raise ValueError(
+            f"document {number} must be a flat list of integer ids, got {ids.dtype} {list(ids.shape)}"
+        )
     return ids.astype(np.int64)
 
 
