@@ -296,3 +296,63 @@ def test_state_is_of_constant_size_and_can_branch() -> None:
     part = {name: getattr(case, name)[rows] for name in ("q", "k", "v")}
     assert torch.allclose(case.ours(state=some, **part), case.ours(state=branch)[rows], atol=1e-14)
     assert out.shape == (3, 1, 10, 3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=shapes, cut=st.integers(0, 12), dtype=st.sampled_from([torch.float32, torch.float64]))
+def test_token_by_token_is_the_whole(shape: dict[str, Any], cut: int, dtype: torch.dtype) -> None:
+    """A prompt, then one token at a time: the native step where there is no rotary."""
+    case = Case(**shape | {"causal": True, "t": min(shape["t"], 20)})
+    bias, mask, scale = (case.options.get(name) for name in ("bias", "key_mask", "scale"))
+    window = case.options.get("window") or (0 if bias is None else bias.shape[1])
+    b, g, t, e = case.v.shape
+    state = VQState.empty(b, g, case.codebook.shape[1], e, window=window, dtype=dtype)
+    edges = [0, *range(min(cut, t), t + 1)]
+    parts = []
+    cast = {name: getattr(case, name).to(dtype) for name in ("q", "k", "v", "codebook")}
+    if bias is not None:
+        cast["bias"] = bias.to(dtype)
+    for low, high in itertools.pairwise(edges):
+        part = slice(low, high)
+        some: dict[str, Any] = cast | {name: cast[name][:, :, part] for name in ("q", "k", "v")}
+        some |= {} if mask is None else {"key_mask": mask[:, part]}
+        some |= {} if scale is None else {"scale": scale[:, :, part].to(dtype)}
+        with torch.no_grad():
+            parts.append(case.ours(state=state, **some))
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-5
+    assert (torch.cat(parts, 2) - case.oracle().to(dtype)).abs().max() < tolerance
+    assert state.position == t
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=shapes, block=st.sampled_from([2, 5, 8, 64]))
+def test_the_torch_sweep_equals_the_native_one(shape: dict[str, Any], block: int) -> None:
+    """What runs on other devices gives the same output, log-sum-exp, state and kept states."""
+    from lmlab.attention.vq import sweep
+
+    case = Case(
+        **shape
+        | {"causal": True, "position": shape["position"].replace("both", "bias").replace("rotary", "bias")}
+    )
+    b, h, t, d = case.q.shape
+    g = case.v.shape[1]
+    recent = 3
+    bias = case.options.get("bias")
+    inputs = sweep.Inputs(
+        case.q.view(b, g, h // g, t, d),
+        None,
+        None,
+        torch.cat([case.v.new_zeros(b, g, recent, case.v.shape[-1]), case.v], 2),
+        torch.cat([case.codes.new_full((b, g, recent), -1), case.codes], 2),
+        case.codebook,
+        None if bias is None else bias[:, :4].reshape(g, h // g, -1),
+    )
+    plan = sweep.Plan(block, 1 if bias is None else min(4, bias.shape[1]), recent)
+    both = []
+    for run in (sweep.forward, sweep.forward_torch):
+        far = sweep.Far.empty(inputs)
+        out, lse, kept = run(plan, inputs, far, True)
+        both.append([out, lse, far.count, far.mean, *(x for f in kept for x in (f.count, f.mean))])
+    assert len(both[0]) == len(both[1])
+    for ours, theirs in zip(*both, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-12)

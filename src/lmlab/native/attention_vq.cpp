@@ -311,8 +311,37 @@ LMLAB_INLINE void forward_lane(const Tensors<T>& all, const Shape& n, int64_t la
     merged.write(all.count + lane * n.s, all.mean + lane * n.s * n.e);
 }
 
+// |c|^2 / 2 - k . c = sum of c (c / 2 - k).
+template <class T>
+LMLAB_INLINE T half_distance(const T* key, const T* code, int64_t d) {
+    using V = typename Lanes<T>::vector;
+    constexpr int64_t lanes = Lanes<T>::count;
+    V sum{};
+    int64_t x = 0;
+    for (; x + lanes <= d; x += lanes) {
+        const V c = load(code + x);
+        sum += c * (c * T(0.5) - load(key + x));
+    }
+    T rest = 0;
+    for (; x < d; ++x) rest += code[x] * (code[x] * T(0.5) - key[x]);
+    T all[lanes];
+    store(all, sum);
+    for (int64_t lane = 0; lane < lanes; ++lane) rest += all[lane];
+    return rest;
+}
+
+// out += weight * values, e wide.
+template <class T>
+LMLAB_INLINE void add_scaled(T* out, T weight, const T* values, int64_t e) {
+    constexpr int64_t lanes = Lanes<T>::count;
+    int64_t x = 0;
+    for (; x + lanes <= e; x += lanes) store(out + x, load(out + x) + load(values + x) * weight);
+    for (; x < e; ++x) out[x] += values[x] * weight;
+}
+
 template <class T>
 LMLAB_INLINE void step_lane(const Step<T>& one, const Shape& n, int64_t lane) {
+    constexpr int64_t lanes = Lanes<T>::count;
     constexpr T none = -std::numeric_limits<T>::infinity();
     const int64_t head = lane % n.heads;
     const T* codebook = one.codebook + head * n.s * n.d;
@@ -324,54 +353,49 @@ LMLAB_INLINE void step_lane(const Step<T>& one, const Shape& n, int64_t lane) {
 
     int64_t code = -1;
     if (!one.mask || one.mask[lane]) {
-        const T* key = one.key + lane * n.d;
         T least = std::numeric_limits<T>::infinity();
         code = 0;
         for (int64_t c = 0; c < n.s; ++c) {
-            const T* entry = codebook + c * n.d;
-            const T score = dot(entry, entry, n.d) / 2 - dot(key, entry, n.d);
+            const T score = half_distance(one.key + lane * n.d, codebook + c * n.d, n.d);
             if (score < least) least = score, code = c;
         }
     }
-    std::vector<T> weight(static_cast<size_t>(n.s + n.r + 1));
+    const auto place = [&](int64_t back) { return ((one.position - back) % n.r + n.r) % n.r; };
+    const int64_t entries = n.s + n.r + 1, padded = (entries + lanes - 1) / lanes * lanes;
+    std::vector<T> weight(static_cast<size_t>(padded));
     for (int64_t x = 0; x < n.m; ++x) {
         const T* q = one.q + (lane * n.m + x) * n.d;
         T* out = one.out + (lane * n.m + x) * n.e;
-        T top = std::numeric_limits<T>::lowest();
-        std::vector<T> raw(static_cast<size_t>(n.s));
-        for (int64_t c = 0; c < n.s; ++c) raw[c] = dot(q, codebook + c * n.d, n.d);
-        for (int64_t c = 0; c < n.s; ++c) weight[c] = count[c] > 0 ? raw[c] + std::log(count[c]) : none;
-        for (int64_t back = 0; back <= n.r; ++back) {  // distance to the key
-            const int64_t place = n.r ? ((one.position - back) % n.r + n.r) % n.r : 0;
-            const int64_t z = back == 0 ? code : ring[place];
-            T logit = z < 0 ? none : raw[z];
-            if (one.bias && back < n.w) logit += one.bias[(head * n.m + x) * n.w + back];
-            weight[n.s + back] = logit;
+        const T* bias = one.bias ? one.bias + (head * n.m + x) * n.w : nullptr;
+        for (int64_t c = 0; c < n.s; ++c) weight[c] = dot(q, codebook + c * n.d, n.d);
+        T* near = weight.data() + n.s;  // by distance, 0 is the new key
+        for (int64_t back = 0; back <= n.r; ++back) {
+            const int64_t z = back == 0 ? code : ring[place(back)];
+            near[back] = z < 0 ? none : weight[z] + (bias && back < n.w ? bias[back] : T(0));
         }
-        for (T w : weight) top = std::max(top, w);
-        T total = 0;
-        for (T& w : weight) total += w = std::exp(w - top);
+        for (int64_t c = 0; c < n.s; ++c) weight[c] = count[c] > 0 ? weight[c] + std::log(count[c]) : none;
+        std::fill(weight.begin() + entries, weight.end(), none);
+        const T top = largest(weight.data(), padded, std::numeric_limits<T>::lowest());
+        const T total = exponentials(weight.data(), padded, top);
         std::fill(out, out + n.e, T(0));
         if (!(total > 0)) continue;
+        const T scale = T(1) / total;
         for (int64_t c = 0; c < n.s; ++c)
-            for (int64_t y = 0; y < n.e; ++y) out[y] += weight[c] / total * mean[c * n.e + y];
-        for (int64_t back = 0; back <= n.r; ++back) {
-            const int64_t place = n.r ? ((one.position - back) % n.r + n.r) % n.r : 0;
-            const T* from = back == 0 ? value : ring_values + place * n.e;
-            for (int64_t y = 0; y < n.e; ++y) out[y] += weight[n.s + back] / total * from[y];
-        }
+            if (weight[c] > 0) add_scaled(out, weight[c] * scale, mean + c * n.e, n.e);
+        for (int64_t back = 0; back <= n.r; ++back)
+            if (near[back] > 0) add_scaled(out, near[back] * scale, back == 0 ? value : ring_values + place(back) * n.e, n.e);
     }
     // the key that falls out of the ring is merged; without a ring the new one is
-    const int64_t place = n.r ? one.position % n.r : 0;
-    const int64_t leaving = n.r ? ring[place] : code;
-    const T* gone = n.r ? ring_values + place * n.e : value;
+    const int64_t oldest = n.r ? place(0) : 0;
+    const int64_t leaving = n.r ? ring[oldest] : code;
     if (leaving >= 0) {
+        const T* gone = n.r ? ring_values + oldest * n.e : value;
         const T share = T(1) / (count[leaving] += T(1));
         for (int64_t y = 0; y < n.e; ++y) mean[leaving * n.e + y] += (gone[y] - mean[leaving * n.e + y]) * share;
     }
     if (n.r) {
-        ring[place] = code;
-        std::copy(value, value + n.e, ring_values + place * n.e);
+        ring[oldest] = code;
+        std::copy(value, value + n.e, ring_values + oldest * n.e);
     }
 }
 

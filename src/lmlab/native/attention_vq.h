@@ -39,7 +39,7 @@ void forward(const Tensors<float>& tensors, const Shape& shape, int threads);
 void forward(const Tensors<double>& tensors, const Shape& shape, int threads);
 
 // One token: q [lanes m d], key [lanes d], value [lanes e]; the ring of r recent keys, recent_codes [lanes r] and
-// recent_values [lanes r e], and the merged ones move on in place; code (-1: masked) is found here unless given.
+// recent_values [lanes r e], and the merged ones move on in place. NaN in a key gives code 0.
 template <class T>
 struct Step {
     const T* q;

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lmlab._native import attention as native
 from lmlab.attention.scale import ScaleRule
 from lmlab.attention.vq import sweep
 from lmlab.attention.vq.assign import assign_codes
@@ -57,6 +58,9 @@ def vq_attention(
     that name the argument. Source: Transformer-VQ (2309.16354), kexue.fm/archives/9844; the gradient of merged
     keys in linear time is our own.
     """
+    if state is not None and codes is None and _one_native_token(q, v, bias, state, rotary):
+        row = _step(q, k, v, codebook, scale, bias, key_mask, state, window, causal, block, key_grad)
+        return _answer(row, state, return_state)
     check_shapes(q, k, v, codebook, bias, key_mask, codes, causal)
     check_options(scale, bias, rotary, window, causal, state, key_grad, block)
     b, h, t, d = q.shape
@@ -104,6 +108,66 @@ def vq_attention(
         call,
     )
     return _answer(out.reshape(b, h, t, e).to(q.dtype), state, return_state)
+
+
+def _one_native_token(
+    q: Tensor, v: Tensor, bias: Tensor | None, state: VQState, rotary: Rotary | None
+) -> bool:
+    """Whether a call is the decode of one token that the native step can take: no gradient, on a CPU."""
+    return (
+        q.ndim == 4
+        and q.shape[2] == 1
+        and rotary is None
+        and q.device.type == "cpu"
+        and q.dtype == v.dtype == state.mean.dtype
+        and q.dtype in (torch.float32, torch.float64)
+        and not (torch.is_grad_enabled() and (q.requires_grad or v.requires_grad))
+        and not (torch.is_grad_enabled() and bias is not None and bias.requires_grad)
+    )
+
+
+def _step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    codebook: Tensor,
+    scale: float | Tensor | ScaleRule | None,
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    state: VQState,
+    window: int | None,
+    causal: bool,
+    block: int | None,
+    key_grad: KeyGradient,
+) -> Tensor:
+    """One token by one native call: assign, attend, merge what leaves the ring, write the ring."""
+    check_shapes(q, k, v, codebook, bias, key_mask, None, causal, finite=state.position == 0)
+    check_options(scale, bias, None, window, causal, state, key_grad, block)
+    near = 1 if bias is None else bias.shape[1]
+    check_state(state, q, v, codebook, near)
+    b, h, _, d = q.shape
+    g, e = v.shape[1], v.shape[-1]
+    seen = torch.ones(b, 1, dtype=torch.int64) if key_mask is None else key_mask.long()
+    m = _multiplier(scale, seen[:, None] - 1, state, causal, d, q.dtype)
+    out = q.new_empty(b, g, h // g, e)
+    native.step(
+        q=(q.detach() * m).contiguous().view(b, g, h // g, d),
+        key=k.detach().to(q.dtype).contiguous().view(b, g, d),
+        value=v.detach().contiguous().view(b, g, e),
+        codebook=codebook.detach().to(q.dtype).contiguous(),
+        bias=None if bias is None else bias.detach().to(q.dtype).contiguous().view(g, h // g, -1),
+        mask=None if key_mask is None else key_mask.expand(b, g).contiguous(),
+        count=state.count,
+        mean=state.mean,
+        recent_codes=state.recent_codes,
+        recent_values=state.recent_values,
+        out=out,
+        position=state.position,
+        window=near,
+    )
+    state.seen += seen[:, 0]
+    state.position += 1
+    return out.view(b, h, 1, e)
 
 
 def _answer(out: Tensor, state: VQState | None, return_state: bool) -> Tensor | tuple[Tensor, VQState]:
