@@ -109,6 +109,29 @@ LMLAB_INLINE void assign_keys(const T* keys, int64_t begin, int64_t end, int64_t
 }
 
 
+// The sum of all lanes, by halves.
+LMLAB_INLINE float sum_lanes(f32x16 x) {
+    using f32x8 = float __attribute__((vector_size(32)));
+    using f32x4 = float __attribute__((vector_size(16)));
+    f32x8 low, high;
+    std::memcpy(&low, &x, sizeof low);
+    std::memcpy(&high, reinterpret_cast<const char*>(&x) + sizeof low, sizeof high);
+    low += high;
+    f32x4 first, second;
+    std::memcpy(&first, &low, sizeof first);
+    std::memcpy(&second, reinterpret_cast<const char*>(&low) + sizeof first, sizeof second);
+    first += second;
+    return (first[0] + first[2]) + (first[1] + first[3]);
+}
+LMLAB_INLINE double sum_lanes(f64x8 x) {
+    using f64x4 = double __attribute__((vector_size(32)));
+    f64x4 low, high;
+    std::memcpy(&low, &x, sizeof low);
+    std::memcpy(&high, reinterpret_cast<const char*>(&x) + sizeof low, sizeof high);
+    low += high;
+    return (low[0] + low[2]) + (low[1] + low[3]);
+}
+
 template <class T>
 LMLAB_INLINE T dot(const T* a, const T* b, int64_t d) {
     using V = typename Lanes<T>::vector;
@@ -116,11 +139,8 @@ LMLAB_INLINE T dot(const T* a, const T* b, int64_t d) {
     V sum{};
     int64_t x = 0;
     for (; x + lanes <= d; x += lanes) sum += load(a + x) * load(b + x);
-    T rest = 0;
+    T rest = sum_lanes(sum);
     for (; x < d; ++x) rest += a[x] * b[x];
-    T all[lanes];
-    store(all, sum);
-    for (int64_t lane = 0; lane < lanes; ++lane) rest += all[lane];
     return rest;
 }
 
@@ -180,10 +200,7 @@ LMLAB_INLINE T exponentials(T* logits, int64_t count, T top) {
         store(logits + x, e);
         sum += e;
     }
-    T all[lanes], total = 0;
-    store(all, sum);
-    for (int64_t lane = 0; lane < lanes; ++lane) total += all[lane];
-    return total;
+    return sum_lanes(sum);
 }
 
 template <class T>
@@ -322,11 +339,8 @@ LMLAB_INLINE T half_distance(const T* key, const T* code, int64_t d) {
         const V c = load(code + x);
         sum += c * (c * T(0.5) - load(key + x));
     }
-    T rest = 0;
+    T rest = sum_lanes(sum);
     for (; x < d; ++x) rest += code[x] * (code[x] * T(0.5) - key[x]);
-    T all[lanes];
-    store(all, sum);
-    for (int64_t lane = 0; lane < lanes; ++lane) rest += all[lane];
     return rest;
 }
 
@@ -373,10 +387,15 @@ LMLAB_INLINE void step_lane(const Step<T>& one, const Shape& n, int64_t lane) {
             const int64_t z = back == 0 ? code : ring[place(back)];
             near[back] = z < 0 ? none : weight[z] + (bias && back < n.w ? bias[back] : T(0));
         }
-        for (int64_t c = 0; c < n.s; ++c) weight[c] = count[c] > 0 ? weight[c] + std::log(count[c]) : none;
+        for (int64_t c = 0; c < n.s; ++c)
+            if (!(count[c] > 0)) weight[c] = none;
         std::fill(weight.begin() + entries, weight.end(), none);
         const T top = largest(weight.data(), padded, std::numeric_limits<T>::lowest());
-        const T total = exponentials(weight.data(), padded, top);
+        T total = exponentials(weight.data(), padded, top);
+        for (int64_t c = 0; c < n.s; ++c) {  // count times exp(logit) is exp(logit + ln count), without a logarithm
+            total += weight[c] * (count[c] - T(1));
+            weight[c] *= count[c];
+        }
         std::fill(out, out + n.e, T(0));
         if (!(total > 0)) continue;
         const T scale = T(1) / total;

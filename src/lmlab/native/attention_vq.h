@@ -38,6 +38,24 @@ struct Tensors {
 void forward(const Tensors<float>& tensors, const Shape& shape, int threads);
 void forward(const Tensors<double>& tensors, const Shape& shape, int threads);
 
+// Gradients of `forward` without near queries and keys of their own. out and lse are its results (for an encoder
+// those of the whole row), grad is the gradient of out; count and mean are the state before the first row and stay.
+// dq [lanes m t d], dv [lanes t e], dbias [lanes m w] (or null) and dk [lanes t d] (or null) are overwritten. dk: key
+// j hears query i if floor(i / reach) - floor(j / reach) < 2, counted from the absolute position `first` of row 0.
+template <class T>
+struct Gradient {
+    const T* out;
+    const T* lse;
+    const T* grad;
+    T* dq;
+    T* dk;
+    T* dv;
+    T* dbias;
+    int64_t first, reach;
+};
+void backward(const Tensors<float>& tensors, const Gradient<float>& gradient, const Shape& shape, int threads);
+void backward(const Tensors<double>& tensors, const Gradient<double>& gradient, const Shape& shape, int threads);
+
 // One token: q [lanes m d], key [lanes d], value [lanes e]; the ring of r recent keys, recent_codes [lanes r] and
 // recent_values [lanes r e], and the merged ones move on in place. NaN in a key gives code 0.
 template <class T>
