@@ -165,7 +165,7 @@ def storm(policy: Policy, server: Server = Server(), *, seed: int = 0) -> Course
 
 def _recovery(course: Course, over: int) -> float | None:
     """Seconds from the end of the outage until 95 % of the calls are answered in time, for 5 s on end."""
-    for second in range(over, len(course.good) - 5):
+    for second in range(over, len(course.good) - 4):
         good, arrived = sum(course.good[second : second + 5]), sum(course.arrived[second : second + 5])
         if good >= 0.95 * arrived:
             return float(second - over)
@@ -245,7 +245,7 @@ def draw(file: IO[str], courses: list[Course], server: Server) -> None:
     from matplotlib.figure import Figure
 
     colours = ["#555555", "#D55E00", "#E69F00", "#0072B2", "#009E73"]  # Okabe and Ito: for all eyes
-    with matplotlib.rc_context({"svg.hashsalt": "retry", "font.size": 9}):
+    with matplotlib.rc_context({"svg.hashsalt": "retry", "svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=(8, 5.5), layout="constrained")
         above, below = figure.subplots(2, 1, sharex=True)
         for course, colour in zip(courses, colours, strict=True):
@@ -260,7 +260,7 @@ def draw(file: IO[str], courses: list[Course], server: Server) -> None:
             axes.grid(alpha=0.3)
         above.axhline(server.rate, color="black", lw=0.8, ls=":")
         above.set_ylabel("attempts a second")
-        above.legend(loc="upper right", fontsize=8)
+        figure.legend(loc="outside upper center", ncols=3, fontsize=8)
         below.set_ylabel("calls answered in time, a second")
         below.set_xlabel("seconds (grey: the server works at a quarter of its speed; dotted: what it can do)")
         figure.savefig(file, format="svg", metadata={"Date": None})
