@@ -288,19 +288,27 @@ def _kept(f: Callable[[], None]) -> int:
         gc.enable()
 
 
-def _failures() -> Iterator[Row]:
+@contextlib.contextmanager
+def _without_sleep(attempts: int) -> Iterator[None]:
+    """Take the sleeps out of stamina, in its own way, and its log."""
     import stamina
 
-    stamina.set_testing(True, attempts=3)  # stamina's way to take out its sleeps
+    stamina.instrumentation.set_on_retry_hooks([])
+    stamina.set_testing(True, attempts=attempts)
     try:
-        cases = _failing()
-        with testing():
-            # The measuring frame, the function with the block, and the failing function: 3; 2 without a block.
-            blocks = {name: _frames(block, 3) for name, (block, _) in cases.items()}
-            decorated = {name: _frames(function, 2) for name, (_, function) in cases.items()}
-            kept = {name: _kept(block) for name, (block, _) in cases.items()}
+        yield
     finally:
         stamina.set_testing(False)
+        stamina.instrumentation.set_on_retry_hooks(None)
+
+
+def _failures() -> Iterator[Row]:
+    with _without_sleep(attempts=3):
+        cases = _failing()
+        # The measuring frame, the function with the block, and the failing function: 3; 2 without a block.
+        blocks = {name: _frames(block, 3) for name, (block, _) in cases.items()}
+        decorated = {name: _frames(function, 2) for name, (_, function) in cases.items()}
+        kept = {name: _kept(block) for name, (block, _) in cases.items()}
     for what, counts, bound in (
         ("frames added in a block", blocks, 0),
         ("frames added by a decorator", decorated, 1),
@@ -387,14 +395,10 @@ def _streams(n: int) -> Iterator[Row]:
     )
     import stamina
 
-    stamina.set_testing(True, attempts=10**6)
-    try:
-        few = min(n, 3000)
-        rows = source(faults=True)
-        wrapped = stamina.retry(on=ConnectionError, attempts=None, timeout=None)(rows)
+    few = min(n, 3000)
+    wrapped = stamina.retry(on=ConnectionError, attempts=None, timeout=None)(source(faults=True))
+    with _without_sleep(attempts=10**6):
         theirs = list(islice(wrapped(0), 10 * few))
-    finally:
-        stamina.set_testing(False)
     wrong = len(seen) - len(set(seen)) + len(set(range(n)) ^ set(seen))
     yield Row(
         "stream: items lost or delivered twice",

@@ -248,6 +248,8 @@ def check(case: Case, faces: dict[str, Face], event_loop: asyncio.AbstractEventL
                 result, raised = run(io, face, body, case.handed, event_loop)
                 where = (name, case, want)
                 assert clock.sleeps == want.sleeps, where
+                for limit in (case.within, case.handed):
+                    assert limit is None or sum(clock.sleeps) < limit
                 assert body.n == want.attempts, where
                 got = [(e.kind, e.attempt, e.wait, e.elapsed, e.reason) for e in events]
                 assert got == want.events, where
