@@ -216,8 +216,8 @@ def test_ctrl_c_in_the_engine_does_not_keep_the_frame(no_gc: None, monkeypatch: 
     async def ainterrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    async def main(io: Retry, face: Callable[..., Any]) -> int:
-        body = Body(5)
+    async def main(io: Retry, face: Callable[..., Any], body: Body | None = None) -> int:
+        body = body or Body(5)
         try:
             result = face(io, body)
             if asyncio.iscoroutine(result):
@@ -226,9 +226,18 @@ def test_ctrl_c_in_the_engine_does_not_keep_the_frame(no_gc: None, monkeypatch: 
             pass
         return sum(reference() is not None for reference in body.tensors)
 
+    class Interrupted(Body):
+        """Fails, and is interrupted at the second attempt."""
+
+        def __call__(self) -> int:
+            if len(self.tensors) == 1:
+                raise KeyboardInterrupt
+            return super().__call__()
+
     for face in FACES:
         with testing() as clock:
             assert asyncio.run(main(IO.replace(hooks=(interrupted,)), face)) == 0, face
+            assert asyncio.run(main(IO, face, Interrupted(5))) == 0, face
             monkeypatch.setattr(clock, "pause", interrupted)
             monkeypatch.setattr(clock, "apause", ainterrupted)
             assert asyncio.run(main(IO, face)) == 0, face
