@@ -17,7 +17,7 @@ from lmlab.rope.band import BandMethod
 from lmlab.rope.frequency import FrequencyMethod
 from lmlab.rope.logit import ALiBi, CosA, KeyNorm, LogN, Temperature
 
-_FEW_ROWS = 16  # up to here the logits are formed directly: nothing is gained by packing the keys
+_FEW_ROWS = 16  # up to here a step forms its logits directly: nothing is gained by packing the keys
 
 
 def attend(
@@ -67,7 +67,7 @@ def attend(
         return torch.nn.functional.scaled_dot_product_attention(
             queries[0], copies[0], v, is_causal=True, scale=scale, enable_gqa=h != k.shape[1]
         )
-    if t <= _FEW_ROWS or q.device.type != "cpu":
+    if (t <= _FEW_ROWS and t < keys) or q.device.type != "cpu":
         return attend_rows(queries, copies, v, band=band, positions=positions, slopes=slopes, scale=scale)
     return attend_one_pass(
         queries, copies, v, band=band, start=start.expand(b).contiguous(), slopes=slopes, scale=scale

@@ -134,8 +134,9 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     out = torch.empty_like(wide, memory_format=torch.contiguous_format)
     first, second = _pairs(wide, half, interleaved)
     out_first, out_second = _pairs(out, half, interleaved)
-    torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=out_second).addcmul_(first, sin)
+    # two rounded products each, not a fused one: bit for bit what models that rotate by themselves compute
+    torch.mul(first, cos, out=out_first).sub_(second * sin)
+    torch.mul(second, cos, out=out_second).add_(first * sin)
     out[..., 2 * half :] = wide[..., 2 * half :]
     return out.to(x.dtype)
 
