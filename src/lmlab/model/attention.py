@@ -23,8 +23,8 @@ CONFIGURED: Any = object()
 class Attention(nn.Module):
     """x [b t d] -> q, k, v by one projection -> (QK norm, RoPE) -> causal attention -> output projection.
 
-    Plain heads (RoPE or no positions, a constant scale, no window) run torch's fused kernel; every other
-    composition is `lmlab.attention.attend`.
+    Attention is `lmlab.attention.attend`; plain heads (RoPE or no positions, a constant scale, no window) keep
+    rotated keys in their state.
     """
 
     def __init__(self, config: DecoderConfig, layer: int, plan: LayerPosition, table: RotaryTable) -> None:
@@ -85,9 +85,10 @@ class Attention(nn.Module):
         if state is None or state.position == 0:
             if state is not None:
                 state.write(k, v)
-            return F.scaled_dot_product_attention(
-                q, k, v, is_causal=True, scale=self.scale, enable_gqa=grouped
-            )
+            from lmlab.attention import attend
+
+            mixed: Tensor = attend(q, k, v, scale=self.scale)
+            return mixed
         state.write(k, v)
         end = state.position
         keys, values = state.keys[:, :, :end], state.values[:, :, :end]
