@@ -59,16 +59,24 @@ def attend(
     theta, stretch = _angles(rotary, extension, start + t if length is None else torch.tensor(length))
     q, k, scale = _scaled(q, k, scale, rotary, extension, positions, stretch)
 
-    queries, copies = rotated_parts(method, q, k, positions, rotary, theta)
     alibi = extension.find(ALiBi)
     slopes = None if alibi is None else torch.tensor(alibi.for_heads(h), dtype=torch.float64, device=q.device)
+    step = t <= _FEW_ROWS and t < keys
+    spans = [(0, keys)] * band.parts
+    if step:
+        first, last = int(positions.min()), int(positions.max())
+        spans = [band.columns(part, first, last, keys) for part in range(band.parts)]
+    queries, copies = rotated_parts(method, q, k, positions, rotary, theta, spans)
     stock = q.device.type != "cpu" or q.dtype not in (torch.float32, torch.float64)
     if stock and band.kind == "plain" and slopes is None and t == keys and not isinstance(offset, Tensor):
         return torch.nn.functional.scaled_dot_product_attention(
             queries[0], copies[0], v, is_causal=True, scale=scale, enable_gqa=h != k.shape[1]
         )
-    if (t <= _FEW_ROWS and t < keys) or q.device.type != "cpu":
-        return attend_rows(queries, copies, v, band=band, positions=positions, slopes=slopes, scale=scale)
+    if step or q.device.type != "cpu":
+        starts = [start for start, _ in spans]
+        return attend_rows(
+            queries, copies, v, band=band, positions=positions, starts=starts, slopes=slopes, scale=scale
+        )
     return attend_one_pass(
         queries, copies, v, band=band, start=start.expand(b).contiguous(), slopes=slopes, scale=scale
     )

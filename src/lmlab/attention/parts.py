@@ -4,6 +4,7 @@ Where a copy's rows stand is a function of the row's own position, so its cos an
 layers and steps share: the tables last used are kept.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -17,19 +18,30 @@ Place = str  # where a copy's rows stand: see `_stand`
 
 
 def rotated_parts(
-    method: BandMethod | None, q: Tensor, k: Tensor, i: Tensor, rotary: Rotary | None, theta: Tensor | None
+    method: BandMethod | None,
+    q: Tensor,
+    k: Tensor,
+    i: Tensor,
+    rotary: Rotary | None,
+    theta: Tensor | None,
+    spans: Sequence[tuple[int, int]],
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The copies of q and of k, one a part.
 
     i: int64 positions of the queries, [t] of successive ones, or [b t]. theta: θ' [f], or [b f] where each
-    row of the batch has its own."""
+    row of the batch has its own. spans: the keys that each part is asked for; it gets those only."""
     places = _places(method)
     if rotary is None or theta is None:
-        return [q] * len(places), [k] * len(places)
-    j = torch.arange(k.shape[2], device=k.device)
+        return [q] * len(places), [k[:, :, start:stop] for start, stop in spans]
     queries = [_turned(q, method, place, i, rotary, theta) for place, _ in places]
-    by_place = {place: _turned(k, method, place, j, rotary, theta) for place in {key for _, key in places}}
-    return queries, [by_place[place] for _, place in places]
+    found: dict[tuple[Place, tuple[int, int]], Tensor] = {}  # parts that need the same copy share it
+    keys = []
+    for (_, place), (start, stop) in zip(places, spans, strict=True):
+        if (place, (start, stop)) not in found:
+            j = torch.arange(start, stop, device=k.device)
+            found[place, (start, stop)] = _turned(k[:, :, start:stop], method, place, j, rotary, theta)
+        keys.append(found[place, (start, stop)])
+    return queries, keys
 
 
 def _places(method: BandMethod | None) -> list[tuple[Place, Place]]:
@@ -69,8 +81,10 @@ def _stand(method: BandMethod | None, place: Place, i: Tensor) -> Tensor:
 def _turned(
     x: Tensor, method: BandMethod | None, place: Place, i: Tensor, rotary: Rotary, theta: Tensor
 ) -> Tensor:
-    if isinstance(method, ReRoPE) and place == "far key" and rotary.attention_factor == 1:
-        return x  # they stand at 0
+    if x.shape[2] == 0 or (
+        isinstance(method, ReRoPE) and place == "far key" and rotary.attention_factor == 1
+    ):
+        return x  # ReRoPE's far keys stand at 0
     if theta.ndim == 2:
         cos, sin = tables(_stand(method, place, i), theta, x)
     else:

@@ -23,23 +23,25 @@ def attend_rows(
     *,
     band: Band,
     positions: Tensor,
+    starts: Sequence[int],
     slopes: Tensor | None = None,
     scale: float = 1.0,
 ) -> Tensor:
     """softmax(scale · q·k − slope · r) v, for parts of q [b h t d] and k [b hk T d], and v [b hk T d].
 
+    The keys of part p may be a stretch that begins at key starts[p] and holds all that the part needs.
     `positions` [t] or [b t] is where the queries stand (int64); `slopes` [h]."""
     b, h, t, _ = queries[0].shape
     room = _TILE_ELEMENTS // max(1, b * h * v.shape[2])
     tile = t if t <= 16 else max(16, min(512, room))
     if tile >= t:
-        return _rows(queries, keys, v, band, positions, slopes, scale)
+        return _rows(queries, keys, v, band, positions, starts, slopes, scale)
     tracked = torch.is_grad_enabled() and any(x.requires_grad for x in (*queries, *keys, v))
     outs = []
     for a in range(0, t, tile):
         q = [x[:, :, a : a + tile] for x in queries]
         i = positions[..., a : a + tile]
-        args = (q, keys, v, band, i, slopes, scale)
+        args = (q, keys, v, band, i, starts, slopes, scale)
         outs.append(checkpoint(_rows, *args, use_reentrant=False) if tracked else _rows(*args))
     return torch.cat(outs, dim=2)
 
@@ -50,6 +52,7 @@ def _rows(
     v: Tensor,
     band: Band,
     positions: Tensor,
+    starts: Sequence[int],
     slopes: Tensor | None,
     scale: float,
 ) -> Tensor:
@@ -72,7 +75,7 @@ def _rows(
         here = [p for p, (a, e) in enumerate(ranges) if a < hi and e > lo]
         logits = None
         for p in here:  # nearly always one: only a segment that a boundary crosses forms two
-            product = stacked[p] @ keys[p][:, :, lo:hi].to(dtype).transpose(-1, -2)
+            product = stacked[p] @ keys[p][:, :, lo - starts[p] : hi - starts[p]].to(dtype).transpose(-1, -2)
             product = product.view(b, hk, h // hk, t, hi - lo)
             mine = part[..., lo - start : hi - start] == p
             logits = product if logits is None else torch.where(mine, product, logits)

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "rope_band.h"
+#include "rope_rotate.h"
 
 namespace nb = nanobind;
 using namespace lmlab::rope;
@@ -67,9 +68,31 @@ void bind_band(nb::module_& m) {
         nb::arg("scale"), nb::arg("threads"));
 }
 
+template <class T>
+void bind_rotate(nb::module_& m) {
+    m.def(
+        "rotate",
+        [](nb::ndarray<const T, nb::ndim<4>, nb::device::cpu> x, In<T, 3> cos, In<T, 3> sin, Out<T, 4> out, bool interleaved,
+           int threads) {
+            const auto size = [](const auto& array, size_t axis) { return static_cast<int64_t>(array.shape(axis)); };
+            Rotation<T> all{};
+            all.x = x.data(), all.b = size(x, 0), all.h = size(x, 1), all.t = size(x, 2), all.d = size(x, 3);
+            all.by_b = x.stride(0), all.by_h = x.stride(1), all.by_t = x.stride(2);
+            all.cos = cos.data(), all.sin = sin.data(), all.half = size(cos, 2);
+            all.table_by_t = size(cos, 1) == 1 ? 0 : all.half;
+            all.table_by_b = size(cos, 0) == 1 ? 0 : size(cos, 1) * all.half;
+            all.interleaved = interleaved, all.out = out.data();
+            nb::gil_scoped_release release;
+            rotate(all, threads);
+        },
+        nb::arg("x"), nb::arg("cos"), nb::arg("sin"), nb::arg("out"), nb::arg("interleaved"), nb::arg("threads"));
+}
+
 }  // namespace
 
 void bind_rope(nb::module_& m) {
     bind_band<float>(m);
     bind_band<double>(m);
+    bind_rotate<float>(m);
+    bind_rotate<double>(m);
 }

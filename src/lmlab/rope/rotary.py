@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from lmlab._native import rope as native
 from lmlab.rope.compose import as_extension
 from lmlab.rope.frequency import FrequencyMethod
 
@@ -129,9 +130,23 @@ class _Turn(torch.autograd.Function):
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    half = cos.shape[-1]
     wide = x.to(cos.dtype)
-    out = torch.empty_like(wide, memory_format=torch.contiguous_format)
+    out = torch.empty(wide.shape, dtype=wide.dtype, device=wide.device)
+    if wide.device.type == "cpu":
+        if wide.stride(-1) != 1:
+            wide = wide.contiguous()
+        # tables [t f] or [b 1 t f] -> [b or 1, t or 1, f]
+        cos, sin = (table.flatten(0, -3) if table.ndim > 2 else table[None] for table in (cos, sin))
+        native.rotate(
+            wide.detach(),
+            cos.contiguous(),
+            sin.contiguous(),
+            out,
+            interleaved=interleaved,
+            threads=torch.get_num_threads(),
+        )
+        return out.to(x.dtype)
+    half = cos.shape[-1]
     first, second = _pairs(wide, half, interleaved)
     out_first, out_second = _pairs(out, half, interleaved)
     # two rounded products each, not a fused one: bit for bit what models that rotate by themselves compute
