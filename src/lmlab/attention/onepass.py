@@ -27,31 +27,33 @@ def attend_one_pass(
     start: Tensor,
     slopes: Tensor | None = None,
     scale: float = 1.0,
+    wide: bool = True,
 ) -> Tensor:
     """softmax(scale · q·k − slope · r) v on the CPU, for parts of q [b h t d] and k [b hk T d], and v.
 
-    `start` [b] is where each row's queries begin (int64). Half types are computed in float32."""
-    wide = torch.float64 if v.dtype == torch.float64 else torch.float32
-    parts = [x.to(wide).contiguous() for x in (*queries, *keys, v)]
+    `start` [b] is where each row's queries begin (int64). wide: use registers of 64 bytes where the processor
+    has them. Half types are computed in float32."""
+    dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
+    parts = [x.to(dtype).contiguous() for x in (*queries, *keys, v)]
     if slopes is not None:
-        slopes = slopes.to(wide)
-    out: Tensor = _OnePass.apply(band, start, slopes, scale, *parts)
+        slopes = slopes.to(dtype)
+    out: Tensor = _OnePass.apply(band, start, slopes, scale, wide, *parts)
     return out.to(v.dtype)
 
 
 class _OnePass(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, band: Band, start: Tensor, slopes: Tensor | None, scale: float, *parts: Tensor
+        ctx: Any, band: Band, start: Tensor, slopes: Tensor | None, scale: float, wide: bool, *parts: Tensor
     ) -> Tensor:
         queries, keys, v = parts[: band.parts], parts[band.parts : -1], parts[-1]
         out = torch.empty_like(queries[0])
         lse = out.new_empty(out.shape[:3])
         native.band_forward(
-            **_arguments(band, start, slopes, scale, queries, keys, v), out=out.detach(), lse=lse
+            **_arguments(band, start, slopes, scale, wide, queries, keys, v), out=out.detach(), lse=lse
         )
         ctx.save_for_backward(start, slopes, out, lse, *parts)
-        ctx.band, ctx.scale = band, scale
+        ctx.band, ctx.scale, ctx.wide = band, scale, wide
         return out
 
     @staticmethod
@@ -66,7 +68,7 @@ class _OnePass(torch.autograd.Function):
             torch.zeros_like(v),
         )
         native.band_backward(
-            **_arguments(band, start, slopes, ctx.scale, queries, keys, v),
+            **_arguments(band, start, slopes, ctx.scale, ctx.wide, queries, keys, v),
             out=out.detach(),
             lse=lse,
             d_out=grads[0].contiguous(),
@@ -74,7 +76,7 @@ class _OnePass(torch.autograd.Function):
             d_k=d_keys,
             d_v=d_v,
         )
-        return None, None, None, None, *d_queries, *d_keys, d_v
+        return None, None, None, None, None, *d_queries, *d_keys, d_v
 
 
 def _arguments(
@@ -82,6 +84,7 @@ def _arguments(
     start: Tensor,
     slopes: Tensor | None,
     scale: float,
+    wide: bool,
     queries: Sequence[Tensor],
     keys: Sequence[Tensor],
     v: Tensor,
@@ -96,5 +99,6 @@ def _arguments(
         "size": band.step if band.kind == "chunks" else band.window,
         "sinks": band.sinks,
         "scale": scale,
+        "wide": wide,
         "threads": torch.get_num_threads(),
     }

@@ -415,7 +415,7 @@ void forward_all(const Tensors<T>& all, const Shape& n, const Band& band, int th
     std::vector<T> space;
     const T* values = widened(all.v, heads * n.keys, n.d, width, space);
     const int64_t tiles = (n.t + kRows - 1) / kRows, lanes = n.b * n.h;
-    const auto tile = is_wide() ? static_cast<void (*)(const Tensors<T>&, const Shape&, const Band&, const Keys<T>&, int64_t, int64_t)>(forward_wide)
+    const auto tile = n.wide && is_wide() ? static_cast<void (*)(const Tensors<T>&, const Shape&, const Band&, const Keys<T>&, int64_t, int64_t)>(forward_wide)
                                 : static_cast<void (*)(const Tensors<T>&, const Shape&, const Band&, const Keys<T>&, int64_t, int64_t)>(forward_narrow);
     parallel_for(threads, lanes * tiles, 1, [&](int64_t begin, int64_t end) {
         for (int64_t x = begin; x < end; ++x) {
@@ -434,7 +434,7 @@ void backward_all(const Tensors<T>& all, const Gradients<T>& grads, const Shape&
     const Packed<T> packed(all, n, true, threads);
     const int64_t width = (n.d + Lanes<T>::count - 1) / Lanes<T>::count * Lanes<T>::count;
     const int64_t group = n.h / n.hk, padded = (n.keys + kKeys - 1) / kKeys * kKeys;
-    const auto whole = is_wide() ? static_cast<void (*)(const Tensors<T>&, const Gradients<T>&, const Shape&, const Band&, const Keys<T>&, int64_t, T* const*, T*)>(backward_wide)
+    const auto whole = n.wide && is_wide() ? static_cast<void (*)(const Tensors<T>&, const Gradients<T>&, const Shape&, const Band&, const Keys<T>&, int64_t, T* const*, T*)>(backward_wide)
                                  : static_cast<void (*)(const Tensors<T>&, const Gradients<T>&, const Shape&, const Band&, const Keys<T>&, int64_t, T* const*, T*)>(backward_narrow);
     parallel_for(threads, n.b * n.hk, 1, [&](int64_t begin, int64_t end) {
         for (int64_t head = begin; head < end; ++head) {

@@ -20,6 +20,7 @@ struct Shape {
     int64_t b, h, hk, t, keys, d;
     int parts;
     double scale;
+    bool wide;  // may use 32 registers of 64 bytes where the processor has them
 };
 
 // q [b h t d], k and v [b hk keys d], offset [b]: the position of each row's first query; slopes [h] or null:

@@ -22,9 +22,9 @@ template <class T, size_t N>
 using Out = nb::ndarray<T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
 
 template <class T>
-Shape shape_of(const std::vector<In<T, 4>>& q, const In<T, 4>& v, double scale) {
+Shape shape_of(const std::vector<In<T, 4>>& q, const In<T, 4>& v, double scale, bool wide) {
     const auto size = [](const In<T, 4>& x, size_t axis) { return static_cast<int64_t>(x.shape(axis)); };
-    return {size(q[0], 0), size(q[0], 1), size(v, 1), size(q[0], 2), size(v, 2), size(v, 3), static_cast<int>(q.size()), scale};
+    return {size(q[0], 0), size(q[0], 1), size(v, 1), size(q[0], 2), size(v, 2), size(v, 3), static_cast<int>(q.size()), scale, wide};
 }
 
 template <class T, class O>
@@ -42,20 +42,20 @@ void bind_band(nb::module_& m) {
     m.def(
         "band_forward",
         [](std::vector<In<T, 4>> q, std::vector<In<T, 4>> k, In<T, 4> v, In<int64_t, 1> offset, std::optional<In<T, 1>> slopes,
-           Out<T, 4> out, Out<T, 3> lse, int kind, int64_t size, int64_t sinks, double scale, int threads) {
-            const Shape n = shape_of<T>(q, v, scale);
+           Out<T, 4> out, Out<T, 3> lse, int kind, int64_t size, int64_t sinks, double scale, bool wide, int threads) {
+            const Shape n = shape_of<T>(q, v, scale, wide);
             const Tensors<T> all = tensors_of<T>(q, k, v, offset, slopes, out, lse.data());
             nb::gil_scoped_release release;
             forward(all, n, Band{kind, size, sinks}, threads);
         },
         nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("offset"), nb::arg("slopes").none(), nb::arg("out"), nb::arg("lse"),
-        nb::arg("kind"), nb::arg("size"), nb::arg("sinks"), nb::arg("scale"), nb::arg("threads"));
+        nb::arg("kind"), nb::arg("size"), nb::arg("sinks"), nb::arg("scale"), nb::arg("wide"), nb::arg("threads"));
     m.def(
         "band_backward",
         [](std::vector<In<T, 4>> q, std::vector<In<T, 4>> k, In<T, 4> v, In<int64_t, 1> offset, std::optional<In<T, 1>> slopes,
            In<T, 4> out, In<T, 3> lse, In<T, 4> d_out, std::vector<Out<T, 4>> d_q, std::vector<Out<T, 4>> d_k, Out<T, 4> d_v,
-           int kind, int64_t size, int64_t sinks, double scale, int threads) {
-            const Shape n = shape_of<T>(q, v, scale);
+           int kind, int64_t size, int64_t sinks, double scale, bool wide, int threads) {
+            const Shape n = shape_of<T>(q, v, scale, wide);
             const Tensors<T> all = tensors_of<T>(q, k, v, offset, slopes, out, lse.data());
             Gradients<T> grads{};
             grads.d_out = d_out.data(), grads.d_v = d_v.data();
@@ -65,7 +65,7 @@ void bind_band(nb::module_& m) {
         },
         nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("offset"), nb::arg("slopes").none(), nb::arg("out"), nb::arg("lse"),
         nb::arg("d_out"), nb::arg("d_q"), nb::arg("d_k"), nb::arg("d_v"), nb::arg("kind"), nb::arg("size"), nb::arg("sinks"),
-        nb::arg("scale"), nb::arg("threads"));
+        nb::arg("scale"), nb::arg("wide"), nb::arg("threads"));
 }
 
 template <class T>
