@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lmlab.attention import attend
+from lmlab.attention import attend, rows
 from lmlab.attention.band import Band
 from lmlab.attention.onepass import attend_one_pass
 from lmlab.attention.rows import attend_rows
@@ -96,3 +96,21 @@ def test_strided_inputs_are_read_as_they_are() -> None:
     q, k, v = (draw(seed, 2, 30, 3, 8).transpose(1, 2) for seed in range(3))
     call = {"rotary": Rotary(8), "extension": ReRoPE(7)}
     assert torch.equal(attend(q, k, v, **call), attend(*(x.contiguous() for x in (q, k, v)), **call))
+
+
+def test_rows_in_tiles_are_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other devices form the logits of some rows at a time, and again in the backward pass."""
+    for band in BANDS:
+        q = [draw(p, 2, 4, 90, 8).requires_grad_() for p in range(band.parts)]
+        k = [draw(3 + p, 2, 2, 100, 8).requires_grad_() for p in range(band.parts)]
+        v = draw(6, 2, 2, 100, 8).requires_grad_()
+        call = {"band": band, "positions": torch.arange(10, 100), "starts": [0] * band.parts}
+        results = []
+        for elements in (1 << 24, 1):
+            monkeypatch.setattr(rows, "_TILE_ELEMENTS", elements)
+            out = rows.attend_rows(q, k, v, **call)
+            results.append([out, *torch.autograd.grad(out.square().sum(), [*q, *k, v], allow_unused=True)])
+        for one, other in zip(*results, strict=True):
+            assert (one is None) == (other is None)
+            if one is not None:
+                torch.testing.assert_close(one, other, rtol=0, atol=1e-12)

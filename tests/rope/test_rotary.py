@@ -25,6 +25,7 @@ from lmlab.rope import (
     frequencies,
     rotate,
 )
+from lmlab.rope import rotary as rotary_file
 
 T0, BASE, DIM = 128, 10000.0, 16
 
@@ -232,3 +233,18 @@ def test_distances_for_figures() -> None:
     window = distances(Window(2, sinks=1), 5)
     assert window[4].tolist()[0] == 2 and window[4, 1:3].isnan().all() and window[1, 0] == 1
     assert distances(PI(), 8, train_length=4)[7, 0] == 3.5
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_native_rotation_has_the_bits_of_torch(interleaved: bool, dtype: torch.dtype) -> None:
+    for seed, (b, t, f, d) in enumerate([(1, 1, 1, 2), (2, 37, 5, 13), (3, 8, 16, 32), (2, 700, 32, 64)]):
+        draw = torch.Generator().manual_seed(seed)
+        x = torch.randn(b, t, 3, d, generator=draw, dtype=dtype).transpose(1, 2)
+        for shape in ((t, f), (1, f), (b, t, f)):
+            cos, sin = (torch.randn(shape, generator=draw, dtype=dtype) for _ in range(2))
+            got = rotary_file.turn(x, cos, sin, interleaved=interleaved)
+            if cos.ndim == 3:
+                cos, sin = cos[:, None], sin[:, None]
+            want = rotary_file._turned_by_torch(x, cos, sin, interleaved, torch.empty(x.shape, dtype=dtype))
+            assert torch.equal(got, want)

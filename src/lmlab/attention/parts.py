@@ -99,7 +99,7 @@ def _turned(
     return turn(x, cos, sin, interleaved=rotary.interleaved)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=8)
 def _table(
     method: BandMethod | None,
     place: Place,

@@ -146,14 +146,19 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
             threads=torch.get_num_threads(),
         )
         return out.to(x.dtype)
+    return _turned_by_torch(wide, cos, sin, interleaved, out).to(x.dtype)
+
+
+def _turned_by_torch(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, out: Tensor) -> Tensor:
+    """The same for every device."""
     half = cos.shape[-1]
-    first, second = _pairs(wide, half, interleaved)
+    first, second = _pairs(x, half, interleaved)
     out_first, out_second = _pairs(out, half, interleaved)
     # two rounded products each, not a fused one: bit for bit what models that rotate by themselves compute
     torch.mul(first, cos, out=out_first).sub_(second * sin)
     torch.mul(second, cos, out=out_second).add_(first * sin)
-    out[..., 2 * half :] = wide[..., 2 * half :]
-    return out.to(x.dtype)
+    out[..., 2 * half :] = x[..., 2 * half :]
+    return out
 
 
 def _pairs(x: Tensor, half: int, interleaved: bool) -> tuple[Tensor, Tensor]:
