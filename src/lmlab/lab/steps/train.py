@@ -28,7 +28,7 @@ def settings(recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
     model = to_plain(recipe.model)
     del model["vocab_size"]  # the tokenizer's, and its stage is an input
     train = to_plain(recipe.train)
-    del train["loss"]["cost"]["path"]
+    del train["loss"]["cost"]["path"], train["save_every"], train["keep"]  # they change no number
     cost = _cost_file(recipe)
     files = [] if cost is None else [file_sha256(cost)]
     return {"model": model, "train": train, "seed": recipe.seed}, files
