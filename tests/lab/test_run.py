@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lab.tiny_run import TINY, metrics_of, run_and_die, write_tiny
 from lmlab.lab import CorpusError, Run, load_recipe, run
@@ -194,6 +195,19 @@ def test_stages_that_variants_share_are_done_once(home: Path) -> None:
     mean = (single["0"]["bits_per_byte"] + single["1"]["bits_per_byte"]) / 2
     assert variants["small"]["bits_per_byte"] == pytest.approx(mean)
     assert variants["base"]["weights_sha256"] is None  # two models have no one hash
+
+
+def test_variants_in_processes_of_their_own_give_the_same_numbers(home: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(home / "tiny.toml", {"seeds": 2, "retry.kills": 2})
+    only = ("corpus", "tokenize", "train", "evaluate")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the processes: two of them on a machine of two cores
+    try:
+        alone = run(recipe, tmp_path / "alone", quiet=True, only=only)
+    finally:
+        torch.set_num_threads(threads)
+    together = run(recipe, tmp_path / "together", quiet=True, jobs=2, only=only)
+    assert metrics_of(together.path) == metrics_of(alone.path)
 
 
 # --- kills --------------------------------------------------------------------------------------------------

@@ -8,12 +8,14 @@ Each stage reads what the ones before it left in their directories, and nothing 
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import os
 import platform
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from types import ModuleType
@@ -27,7 +29,7 @@ from lmlab.lab.recipe import Recipe
 from lmlab.lab.stages import Done, Stage, find, lock, perform, write_json
 from lmlab.lab.steps.job import Job
 from lmlab.model.errors import ConfigError
-from lmlab.retry import atomic_write
+from lmlab.retry import atomic_write, disk
 
 STAGES = (
     "corpus",  # raw text: documents, some of them held out
@@ -87,6 +89,7 @@ def run(
     recipes = {(variant, seed): arm for variant, seed, arm in recipe.arms()}
     for arm in recipes.values():
         check(arm, only)
+    jobs = max(jobs, recipe.retry.workers or 1)
     start = perf_counter()
     with Display(quiet=quiet) as display, lock(out, wait=wait, say=display.say):
         journal = Journal(out / "log.jsonl")
@@ -143,25 +146,31 @@ def _stage(
 
 
 def _do(tasks: list[_Task], display: Display, jobs: int) -> Iterator[Done]:
+    """The tasks one after another, or each in a process of its own. A process that dies (the system ends one
+    when memory is short) costs its task another go, from its last checkpoint."""
     if jobs == 1 or len(tasks) < 2:
         yield from (_perform(replace(task, workers=jobs), display) for task in tasks)
         return
-    from joblib import Parallel, delayed, parallel_config
-
+    retry, jobs = tasks[0].recipe.retry, min(jobs, len(tasks))
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = min(jobs, len(tasks))
-    with (
-        display.work(tasks[0].stage.name, len(tasks)) as advance,
-        parallel_config("loky", n_jobs=jobs, inner_max_num_threads=max(1, cpus // jobs)),
-    ):
-        finished = Parallel(return_as="generator_unordered")(delayed(_elsewhere)(task) for task in tasks)
+    elsewhere = partial(_elsewhere, threads=max(1, cpus // jobs))
+    policy = disk(attempts=retry.attempts, within=retry.within)
+    # Forked from a process that has torch and nothing else: no thread, and no second of import for each.
+    multiprocessing.set_forkserver_preload(["torch", "lmlab.lab.pipeline", "lmlab.train", "lmlab.evaluate"])
+    with display.work(tasks[0].stage.name, len(tasks)) as advance:
+        finished = policy.map(
+            elsewhere, tasks, workers=jobs, kills=retry.kills, ordered=False, context="forkserver"
+        )
         for n, one in enumerate(finished, 1):
             advance(n)
             yield one
 
 
-def _elsewhere(task: _Task) -> Done:
+def _elsewhere(task: _Task, threads: int) -> Done:
     """In a process of its own: nothing is shown, the log is shared."""
+    import torch
+
+    torch.set_num_threads(threads)
     return _perform(task, Display(quiet=True))
 
 

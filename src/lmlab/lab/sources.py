@@ -71,13 +71,13 @@ def find_sources(options: CorpusOptions, folder: Path, fetched: Path) -> tuple[l
         name = options.name or "sample"
         if name == "sample":
             return embedded_sources(), skipped
-        root = fetched / name
-        if not root.is_dir():
+        path = fetched / name / f"{name}.jsonl"
+        if not path.is_file():
             raise CorpusError(
-                f"no corpus {name!r}: it is neither 'sample' nor 'recall', and {root} doesn't exist. "
+                f"no corpus {name!r}: it is neither 'sample' nor 'recall', and {path} doesn't exist. "
                 f"Fetch it with `lmlab data fetch {name}`, or give corpus.path"
             )
-        paths = _walk(root, skipped)
+        paths = [path]
     else:
         paths = _expand(options.path, folder, skipped)
     sources = [source for path in paths if (source := _source(path, options, skipped, len(paths) > 1))]

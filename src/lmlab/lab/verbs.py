@@ -396,8 +396,12 @@ def bench(part: Positional[str] = "all", /, *, quick: bool = False, out: Path | 
         out: write the rows as JSON to this file
     """
     from lmlab.lab import bench as frame
+    from lmlab.model.errors import ConfigError
 
-    names = sorted(frame.parts()) if part == "all" else [part]
+    known = sorted(frame.parts())
+    if part not in ("all", *known):
+        raise ConfigError("PART", f"must be one of {', '.join(('all', *known))}, got {part!r}")
+    names = known if part == "all" else [part]
     results = {name: frame.run_part(name, quick=quick) for name in names}
     if out is not None:
         frame.write_json(out, results)
