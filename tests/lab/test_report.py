@@ -6,6 +6,7 @@ import shutil
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import stdev
 
 import pytest
 
@@ -224,6 +225,11 @@ def test_variants_share_stages_and_seeds_are_averaged(tmp_path: Path) -> None:
     found = [s.result["bits_per_byte"] for s in read_run(run).of("evaluate", "vq")]
     assert len(found) == 3
     assert float(rows["vq"]["bits_per_byte"]) == pytest.approx(sum(found) / 3)
+    base = [s.result["bits_per_byte"] for s in read_run(run).of("evaluate", "base")]
+    gaps = [a - b for a, b in zip(found, base, strict=True)]
+    assert float(rows["vq"]["difference"]) == pytest.approx(sum(gaps) / 3)
+    assert float(rows["vq"]["two_standard_errors"]) == pytest.approx(2 * stdev(gaps) / 3**0.5)
+    assert rows["base"]["difference"] == ""
     times = records(run / "figures/stage-times.csv")
     assert sum(t["stage"] == "corpus" for t in times) == 1
     assert sum(t["stage"] == "train" for t in times) == 6

@@ -17,16 +17,21 @@ UNSEEN = len(SHADES)  # a distance beyond it
 Grid = tuple[tuple[int | None, ...], ...]  # shade of each cell; None: the key isn't seen
 
 
-def figure(stage: Stage, suffix: str, of: str) -> Figure | None:
-    """The pictures of one evaluation; None where it tells no trained length or no methods."""
+def settings(stage: Stage) -> tuple[float, float, set[str], list[Any]]:
+    """(trained length, longest context, methods, their tables): all that the pictures depend on."""
     told = stage.result.get("length")
-    trained = finite(get(told, "train_length"))
     contexts = [c for c in map(finite, array(get(told, "contexts"))) if c is not None]
-    if not trained or not contexts:
-        return None
-    length = min(LONGEST, int(max(contexts)))
     methods = {str(row.get("method")) for row in objects(get(told, "rows"))}
     tables = array(get(stage.settings, "evaluate", "length", "extensions"))
+    return finite(get(told, "train_length")) or 0.0, max(contexts, default=0.0), methods, tables
+
+
+def figure(stage: Stage, suffix: str, of: str) -> Figure | None:
+    """The pictures of one evaluation; None where it tells no trained length or no methods."""
+    trained, longest, methods, tables = settings(stage)
+    length = int(min(LONGEST, longest))
+    if not trained or not length:
+        return None
     pictures: dict[Grid, list[str]] = {}
     rows = []
     for name, delta in _deltas(tables, int(trained), length).items():

@@ -16,33 +16,46 @@ USE = 0.005  # nats a token by which a method must beat the window to be called 
 def findings(run: RunFiles) -> list[str]:
     """Whether any method makes use of more context than a window does."""
     stages = _first_seeds(run)
-    return [
-        text
-        for stage in stages
-        if (text := _finding(mapping(stage.result.get("length")), f"{stage.variant}: " * (len(stages) > 1)))
-    ]
+    found = [(s, best) for s in stages if (best := _best(mapping(s.result.get("length"))))]
+    said = [_said(s, method, gap, f"{s.variant}: " * (len(stages) > 1)) for s, (method, gap) in found]
+    if len(found) <= 2:
+        return said
+    won = sum(gap < -USE for _, (_, gap) in found)
+    lead = min(range(len(found)), key=lambda i: found[i][1][1])
+    return [f"In {won} of {len(found)} variants some method beats a plain window.", said[lead]]
 
 
-def _finding(told: Mapping[str, Any], of: str) -> str:
-    """The best method at the longest context, as HTML; empty where there is none."""
-    trained = finite(told.get("train_length"))
-    contexts = [c for c in map(finite, array(told.get("contexts"))) if c is not None]
-    over = {
+def _best(told: Mapping[str, Any]) -> tuple[str, float] | None:
+    """The method that stands best against the window at the longest context, and how far it is above it."""
+    trained, longest = finite(told.get("train_length")), _longest(told)
+    if not trained or longest <= trained:
+        return None
+    over = _over_window(told)
+    methods = [m for m in over if m not in ("none", "window")]
+    return min(((m, over[m]) for m in methods), key=lambda pair: pair[1], default=None)
+
+
+def _said(stage: Stage, best: str, gap: float, of: str) -> str:
+    told = mapping(stage.result.get("length"))
+    longest, plain = _longest(told), _over_window(told).get("none")
+    where = f"At {short(longest)} tokens, {longest / told['train_length']:.3g} times the trained length,"
+    won = gap < -USE
+    result = f"{best} is" if won else f"a plain window wins: the best method, {best}, is"
+    against = "a plain window" if won else "it"
+    nothing = f" (the model as it is: {_apart(plain)})" if plain is not None else ""
+    return escape(f"{of}{where} {result} {_apart(gap)} {against}{nothing}.")
+
+
+def _longest(told: Mapping[str, Any]) -> float:
+    return max((c for c in map(finite, array(told.get("contexts"))) if c is not None), default=0.0)
+
+
+def _over_window(told: Mapping[str, Any]) -> dict[str, float]:
+    return {
         str(row.get("method")): value
         for row in objects(told.get("rows"))
         if (value := finite(row.get("over_window"))) is not None
     }
-    plain = over.pop("none", None)
-    over.pop("window", None)
-    best = min(over, key=lambda m: over[m], default=None)
-    if best is None or not contexts or not trained or max(contexts) <= trained:
-        return ""
-    where = f"At {short(max(contexts))} tokens, {max(contexts) / trained:.3g} times the trained length,"
-    won = over[best] < -USE
-    result = f"{best} is" if won else f"a plain window wins: the best method, {best}, is"
-    against = "a plain window" if won else "it"
-    nothing = f" (the model as it is: {_apart(plain)})" if plain is not None else ""
-    return escape(f"{of}{where} {result} {_apart(over[best])} {against}{nothing}.")
 
 
 def _apart(value: float) -> str:
@@ -52,6 +65,7 @@ def _apart(value: float) -> str:
 def section(run: RunFiles) -> Section:
     figures: list[Figure] = []
     variants = _first_seeds(run)
+    settings = [distances.settings(stage) for stage in variants]  # equal ones give one picture
     for i, stage in enumerate(variants):
         variant, result = stage.variant, stage.result
         suffix = f"-{i + 1}" if len(variants) > 1 else ""
@@ -61,7 +75,7 @@ def section(run: RunFiles) -> Section:
             _context(told, suffix, of, variant),
             _position(told, suffix, of, variant),
             _table(told, suffix, of, variant),
-            distances.figure(stage, suffix, of),
+            distances.figure(stage, suffix, of) if settings[i] not in settings[:i] else None,
             _passkey(objects(result.get("passkey")), suffix, of, variant),
         ]
         figures += [f for f in found if f]

@@ -94,7 +94,7 @@ def _table(name: str, title: str, variant: str, pieces: Sequence[tuple[str, Any,
     ]
     return Panel(
         name,
-        html_table(["piece", "bytes", "log-probability"], rows),
+        html_table(["piece", "bytes", "ln p"], rows),
         Table(["variant", "piece", "bytes", "score"], [[variant, *p] for p in pieces]),
         title=visible(title),
     )

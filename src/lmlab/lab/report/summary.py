@@ -1,8 +1,10 @@
 """What came out: the verdict in a sentence, the table, and bits per byte beside general compressors."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import stdev
 
 from lmlab.lab.report.chart import Bar, bar_chart
 from lmlab.lab.report.figure import Figure, Panel, Section, Table, html_table
@@ -166,9 +168,11 @@ def section(run: RunFiles) -> Section:
 
 
 def _table(found: Sequence[Outcome], known: Mapping[str, float]) -> Figure:
+    several = len(found) > 1
     columns = [
         "variant",
         "bits per byte",
+        *([f"against {found[0].name}"] if several else []),
         "bytes a token",
         "parameters",
         "tokens",
@@ -181,6 +185,7 @@ def _table(found: Sequence[Outcome], known: Mapping[str, float]) -> Figure:
         [
             escape(o.name),
             number(o.bits) + _spread(o),
+            *([_against_first(o, found[0])] if several else []),
             number(o.bytes_per_token),
             amount(o.parameters),
             amount(o.tokens),
@@ -190,13 +195,15 @@ def _table(found: Sequence[Outcome], known: Mapping[str, float]) -> Figure:
         for o in found
     ]
     styles = ["best" if len(measured) > 1 and o.bits == best else "" for o in found]
-    rows += [[escape(FLOORS[n]), number(v), *[""] * 5] for n, v in known.items()]
+    rows += [[escape(FLOORS[n]), number(v), *[""] * (len(columns) - 2)] for n, v in known.items()]
     styles += ["floor"] * len(known)
     table = Table(
         [
             "variant",
             "bits_per_byte",
             "seeds",
+            "difference",
+            "two_standard_errors",
             "bytes_per_token",
             "parameters",
             "tokens",
@@ -205,10 +212,13 @@ def _table(found: Sequence[Outcome], known: Mapping[str, float]) -> Figure:
         ],
         [
             *[
-                [o.name, o.bits, len(o.single), o.bytes_per_token, o.parameters, o.tokens, o.rate, o.seconds]
+                [
+                    *(o.name, o.bits, len(o.single), *difference(o, found[0])),
+                    *(o.bytes_per_token, o.parameters, o.tokens, o.rate, o.seconds),
+                ]
                 for o in found
             ],
-            *[[n, v, "", "", "", "", "", ""] for n, v in known.items()],
+            *[[n, v, *[""] * 8] for n, v in known.items()],
         ],
     )
     body = html_table(columns, rows, styles=styles)
@@ -216,7 +226,8 @@ def _table(found: Sequence[Outcome], known: Mapping[str, float]) -> Figure:
         "summary",
         "The variants and what they stand beside",
         "Fewer bits per byte are better, and comparable whatever the tokenizer; the grey rows are codes that "
-        "know no language, on the same held-out bytes.",
+        "know no language, on the same held-out bytes."
+        + (" Differences are of the same seeds, ± 2 standard errors." if several else ""),
         [Panel("summary", body, table, wide=True)],
     )
 
@@ -226,6 +237,26 @@ def _spread(outcome: Outcome) -> str:
         return ""
     half = (max(outcome.single) - min(outcome.single)) / 2
     return f' <span class="dim">± {number(half, 3)} ({len(outcome.single)} seeds)</span>'
+
+
+def difference(outcome: Outcome, first: Outcome) -> tuple[float | None, float | None]:
+    """Bits per byte less those of the first variant, seed by seed: the mean, and two standard errors of it."""
+    if outcome is first or len(outcome.single) != len(first.single) or not first.single:
+        return None, None
+    gaps = [a - b for a, b in zip(outcome.single, first.single, strict=True)]
+    return mean(gaps), 2 * stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else None
+
+
+def _against_first(outcome: Outcome, first: Outcome) -> str:
+    gap, error = difference(outcome, first)
+    if gap is None:
+        return "–"
+    text = f"{gap:+.3f}".replace("-", "−")
+    if error is None:
+        return text
+    if abs(gap) <= error:
+        return f'<span class="dim">{text} ± {number(error, 3)}, none seen</span>'
+    return f'{text} <span class="dim">± {number(error, 3)}</span>'
 
 
 def _bars(found: Sequence[Outcome], known: Mapping[str, float]) -> Figure:
