@@ -359,7 +359,7 @@ def test_what_came_out_is_said_in_sentences(tmp_path: Path) -> None:
         "plain window (the model as it is: 2.890 nats a token above)."
     )
     assert said[2].startswith(
-        "The ngram generator fed on its own output for 5 generations (synthetic): bits per byte"
+        "An n-gram model fed on its own output for 5 generations (synthetic): bits per byte"
     )
     assert said[3] == "The run gave 2 warnings."
 

@@ -31,6 +31,14 @@ DIVERSITY = {
     "coverage": "coverage (lower is poorer)",
     "log_det": "log determinant of the covariance (lower is poorer)",
 }
+GENERATORS = {
+    "gaussian": "A Gaussian",
+    "mixture": "A Gaussian mixture",
+    "kde": "A kernel density",
+    "ngram": "An n-gram model",
+    "decoder": "A decoder",
+    "diffusion": "A diffusion model",
+}
 SIGMAS = 2.0
 CORNERS = 72
 
@@ -66,7 +74,7 @@ def findings(run: RunFiles) -> list[str]:
 
 def _who(stage: Stage) -> str:
     generator = get(stage.settings, "autophagy", "generator")
-    return f"The {generator} generator" if generator else "A generator"
+    return GENERATORS.get(str(generator), f"The generator {generator}") if generator else "A generator"
 
 
 def _ends(arm: Mapping[str, Any], metric: str) -> tuple[float, float] | None:
@@ -87,15 +95,13 @@ def section(run: RunFiles) -> Section:
             _collapse(mapping(stage.result.get("collapse")), suffix, of),
         ]
         figures += [f for f in found if f]
-    lead = f"What was fed on itself: {listing(_told(stages))}." if figures and _told(stages) else ""
-    lead = lead if figures else "No loop ran: the recipe has no <code>[autophagy]</code>, or it isn't done."
+    who = listing(list(dict.fromkeys(_who(s) for s in stages)))
+    lead = (
+        escape(f"{who}, trained on what it made itself.")
+        if figures
+        else "No loop ran: the recipe has no <code>[autophagy]</code>, or it isn't done."
+    )
     return Section("autophagy", "Fed on its own text", lead, figures)
-
-
-def _told(stages: Sequence[Stage]) -> list[str]:
-    """The generators of the loops, as HTML."""
-    told = (get(s.settings, "autophagy", "generator") for s in stages)
-    return list(dict.fromkeys(f"<code>{escape(g)}</code>" for g in told if g))
 
 
 def _loops(arms: Sequence[Mapping[str, Any]], suffix: str, of: str) -> Figure | None:
@@ -159,21 +165,23 @@ def _panel(arms: Sequence[Mapping[str, Any]], metric: str, suffix: str, of: str)
 
 def _labels(arms: Sequence[Mapping[str, Any]]) -> list[tuple[str, Colour, int]]:
     """A name for each arm that tells it from the others, a colour and a shape; controls are grey."""
-    biased = len({finite(a.get("bias")) for a in arms if not a.get("control")}) > 1
     controls = sum(bool(a.get("control")) for a in arms)
+    biased = {
+        kind: len({finite(a.get("bias")) for a in arms if bool(a.get("control")) == kind}) > 1
+        for kind in (0, 1)
+    }
     found: list[tuple[str, Colour, int]] = []
     count = control = 0
     for arm in arms:
-        name, seeds = str(arm.get("loop")), f" (n = {arm.get('seeds')})"
-        if arm.get("control"):
-            found.append(
-                (f"control of {name}{seeds}" if controls > 1 else f"control{seeds}", "grey", control)
-            )
-            control += 1
-        else:
-            name += f", λ = {number(arm.get('bias'), 1)}" if biased else ""
-            found.append((name + seeds, count, count))
-            count += 1
+        name, grey = str(arm.get("loop")), bool(arm.get("control"))
+        if grey:
+            name = f"control of {name}" if controls > 1 else "control"
+        if biased[grey]:
+            name += f", λ = {number(arm.get('bias'), 1)}"
+        found.append(
+            (f"{name} (n = {arm.get('seeds')})", "grey" if grey else count, control if grey else count)
+        )
+        count, control = count + (not grey), control + grey
     return found
 
 

@@ -140,11 +140,12 @@ def bar_chart(
     axis: Axis,
     *,
     width: int = FULL,
-    digits: int = 2,
+    form: Callable[[float], str] = number,
 ) -> Drawing:
-    """Horizontal bars from 0, each with its number behind and its label before it, on a phone above it."""
+    """Horizontal bars from 0, each with its number behind (as `form` writes it) and its label before it, on a
+    phone above it."""
     scale = fit(Axis(axis.label, 0.0, axis.high), [b.value for b in bars] + [d for b in bars for d in b.dots])
-    notes = [f"{number(b.value, digits)} {b.note}".strip() for b in bars]
+    notes = [f"{form(b.value)}{b.note}" for b in bars]
     after = 10 + max(map(text_width, notes), default=0)
 
     def draw(name: str, width: int) -> str:
@@ -162,7 +163,7 @@ def bar_chart(
             parts.append(_text(place, bottom + 16, axis.form(tick), "dim", "middle"))
         for i, (bar, label, note) in enumerate(zip(bars, labels, notes, strict=True)):
             top = 8 + step * i + (step - 4 - thick if small else (step - thick) / 2)
-            parts += _bar(plot, bar, top, thick, note, digits)
+            parts += _bar(plot, bar, top, thick, note, form)
             strong = "ink strong" if bar.strong else "ink"
             if small:
                 parts.append(_text(left, top - 5, label, strong))
@@ -174,7 +175,9 @@ def bar_chart(
     return _twice(draw, name, width)
 
 
-def _bar(plot: _Plot, bar: Bar, top: float, thick: float, note: str, digits: int) -> list[str]:
+def _bar(
+    plot: _Plot, bar: Bar, top: float, thick: float, note: str, form: Callable[[float], str]
+) -> list[str]:
     end, middle = plot.across(bar.value), top + thick / 2
     parts = [
         f'<rect class="bar {_colour(bar.colour)}" x="{plot.left:.1f}" y="{top:.1f}" '
@@ -183,7 +186,7 @@ def _bar(plot: _Plot, bar: Bar, top: float, thick: float, note: str, digits: int
     ]
     parts += [
         f'<circle class="seed" cx="{plot.across(d):.1f}" cy="{middle:.1f}" r="3">'
-        f"<title>{escape(f'{bar.label}, one seed: {d:.{digits}f}')}</title></circle>"
+        f"<title>{escape(f'{bar.label}, one seed: {form(d)}')}</title></circle>"
         for d in bar.dots
     ]
     furthest = max([end, *map(plot.across, bar.dots)])
@@ -302,7 +305,7 @@ def _text(
 def _legend(series: Sequence[Series], width: int) -> tuple[str, float]:
     parts, x, y = [], 0.0, 12.0
     for s in series:
-        label = shorten(s.name, 34)
+        label = shorten(s.name, 40)
         if not label:
             continue
         size = 32 + text_width(label)

@@ -42,6 +42,9 @@ def _said(stage: Stage, best: str, gap: float, of: str) -> str:
     won = gap < -USE
     result = f"{best} is" if won else f"a plain window wins: the best method, {best}, is"
     against = "a plain window" if won else "it"
+    gain = {str(r.get("method")): finite(r.get("gain")) for r in objects(told.get("rows"))}.get(best)
+    if won and gain is not None and gain < USE:
+        against += ", but not by reading more, as its loss doesn't fall with the context"
     nothing = f" (the model as it is: {_apart(plain)})" if plain is not None else ""
     return escape(f"{of}{where} {result} {_apart(gap)} {against}{nothing}.")
 

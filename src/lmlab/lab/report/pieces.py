@@ -114,7 +114,7 @@ def _sizes(name: str, of: str, variant: str, pieces: Sequence[Piece]) -> Panel:
         "; ".join(f"{b.label} {b.value:.0f}" for b in bars),
         bars,
         Axis("pieces"),
-        digits=0,
+        form=lambda count: number(count, 0),
     )
     rows = [[variant, size, counts[size]] for size in sorted(counts)]
     return Panel(

@@ -307,17 +307,17 @@ def _times(run: RunFiles) -> Figure:
         groups.setdefault(f"{s.stage}, {s.variant}" if alone else s.stage, []).append(s)
     bars = []
     for label, group in groups.items():
-        note = "s" + (f" in {len(group)} runs" if len(group) > 1 else "")
+        note = f" in {len(group)} runs" if len(group) > 1 else ""
         reused = all(s.reused for s in group)
         seconds = sum(s.seconds or 0.0 for s in group)
         bars.append(Bar(label, seconds, "grey" if reused else 0, note=note + ", reused" * reused))
     body = bar_chart(
         "stage-times",
         "Seconds that each stage took",
-        "; ".join(f"{b.label} {b.value:.1f} {b.note}" for b in bars),
+        "; ".join(f"{b.label} {duration(b.value)}{b.note}" for b in bars),
         bars,
         Axis("seconds"),
-        digits=1,
+        form=duration,
     )
     table = Table(
         ["stage", "variant", "seed", "seconds", "reused"],

@@ -95,7 +95,7 @@ def _segmentations(stages: Sequence[Stage]) -> Figure | None:
         "segmentations",
         "One text, cut several ways",
         "Each coloured box is a token: the best cut (Viterbi) first, then cuts drawn at random, where a "
-        "small α strays further from the best one.",
+        "small α strays further from the best one and α = 0 takes every cut alike.",
         panels,
         _broken(stages),
     )
@@ -115,13 +115,7 @@ def _segmentation(cut: Mapping[str, Any]) -> str:
     drawn = "".join(
         f'<span class="piece p{j % pieces.TINTS}">{pieces.blank(p)}</span>' for j, p in enumerate(cuts)
     )
-    how = (
-        "best (Viterbi)"
-        if alpha is None
-        else "sampled, α = 0: all alike"
-        if alpha == 0
-        else f"sampled, α = {alpha:g}"
-    )
+    how = "best (Viterbi)" if alpha is None else f"sampled, α = {alpha:g}"
     return (
         f'<div class="segmentation"><span>{how}<br/>{len(cuts)} tokens</span>'
         f'<p class="pieces token">{drawn}</p></div>'

@@ -1,6 +1,7 @@
 """How it learned: loss against tokens, the learning rate below, and what else was measured at each step."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lmlab.lab.report.chart import FULL, Series, line_chart
 from lmlab.lab.report.figure import Figure, Panel, Section, Table
@@ -144,6 +145,8 @@ def _measures(stages: Sequence[Stage], run: RunFiles) -> Figure | None:
         panels.append(Panel(name, drawn, Table(["variant", "seed", "tokens", key], rows)))
     if not panels:
         return None
+    if len(panels) == 1:
+        panels = [replace(panels[0], wide=True)]
     return Figure(
         "training-measures",
         "What else was measured at each step",
