@@ -50,7 +50,7 @@ ORACLE_CASES = {
 
 
 @pytest.mark.parametrize("case", ORACLE_CASES)
-@pytest.mark.parametrize(("b", "t"), [(1, 1), (2, 2), (2, 17)])
+@pytest.mark.parametrize(("b", "t"), [(1, 1), (2, 7)])
 def test_logits_and_gradients_are_those_of_the_formula(case: str, b: int, t: int) -> None:
     model, ids = decoder(ORACLE_CASES[case]), random_ids(b, t)
     upstream = torch.randn(b, t, SMALL.vocab_size, dtype=torch.float64)
@@ -68,7 +68,7 @@ def test_logits_and_gradients_are_those_of_the_formula(case: str, b: int, t: int
         assert error <= 1e-10 * max(1.0, float(other.abs().max())), name
 
 
-@pytest.mark.parametrize(("b", "t"), [(1, 64), (17, 2)])
+@pytest.mark.parametrize(("b", "t"), [(1, 64), (17, 2), (2, 17)])
 def test_longer_sequences_and_larger_batches_are_those_of_the_formula(b: int, t: int) -> None:
     model, ids = decoder(small(n_kv_heads=2)), random_ids(b, t)
     with torch.no_grad():
@@ -92,12 +92,12 @@ STEP_CASES = {
 
 
 @pytest.mark.parametrize("case", STEP_CASES)
-@pytest.mark.parametrize("splits", [(1,) * 13, (13,), (5, 1, 1, 6), (1, 8, 4)])
+@pytest.mark.parametrize("splits", [(1,) * 9, (4, 1, 1, 3)])
 def test_steps_in_any_split_are_the_forward_pass(case: str, splits: tuple[int, ...]) -> None:
-    model, ids = decoder(STEP_CASES[case]), random_ids(3, 13)
+    model, ids = decoder(STEP_CASES[case]), random_ids(3, 9)
     with torch.no_grad():
         expected = model(ids)
-        state = model.init_state(3, 13)
+        state = model.init_state(3, 9)
         start = 0
         for t in splits:
             logits = model.step(ids[:, start : start + t], state)

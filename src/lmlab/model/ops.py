@@ -30,8 +30,8 @@ def rotate_half_split(
 ) -> Float[Tensor, "b t h d"]:
     """RoPE in Llama's layout on the first 2m dimensions of each head: pair i is (i, i + m); the rest pass.
 
-    cos and sin are those of the positions, of each row (rows = b) or of all rows. Half types are rotated in
-    float32 and cast after.
+    cos and sin are those of the positions: of each row (rows = b) or the same for all. Half types are rotated
+    in float32 and cast after.
     """
     half = cos.shape[-1]
     wide = x.to(cos.dtype)
