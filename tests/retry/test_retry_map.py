@@ -174,7 +174,7 @@ def test_what_can_not_travel_is_that_items_error(tmp_path: Path, kind: str) -> N
     outcomes = list(io.quiet().map(Fails(tmp_path, kind, 99), [1, 2], workers=1, context="fork"))
     assert [outcome.ok for outcome in outcomes] == [False, False]
     for outcome in outcomes:
-        text = "Strange: 1 2" if kind == "strange" else "pickle"
+        text = "Strange: 1 2" if kind == "strange" else "<lambda>"
         assert outcome.error is not None and text in str(outcome.error)
         if kind == "strange":
             assert outcome.attempts == 1  # `on` is not asked about a stand-in
