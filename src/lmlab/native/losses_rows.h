@@ -4,9 +4,11 @@
 #include <cstdint>
 #include <limits>
 
-#include "losses_simd.h"
+#include "simd.h"
 
 namespace lmlab::losses {
+
+using namespace simd;
 
 // The order is that of _LOSSES in visit.py.
 enum class Loss : int { ce, tvd, dft, focal, tailr, mixce, emo_none, emo_emo, emo_ce };
