@@ -7,19 +7,23 @@ Wishart. So one generation costs one normal and one χ² for each set (d = 1), w
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from lmlab.autophagy.blocks import in_blocks
+from lmlab.autophagy.categorical import categorical, kept_generations
 from lmlab.autophagy.checks import check_bias, whole
 from lmlab.autophagy.generators.gaussian import root
 from lmlab.autophagy.loops import Loop, schedule
+from lmlab.autophagy.phase import phase_map
 from lmlab.autophagy.program import KEPT, REAL, Program, compile_plans
 from lmlab.autophagy.random import rng_for
+from lmlab.autophagy.wishart import bartlett
+
+__all__ = ["Trajectory", "categorical", "gaussian", "phase_map"]
 
 _BLOCK = 65_536
 _BLOCK_BYTES = 64 << 20
@@ -73,9 +77,7 @@ def gaussian(
     )
     if ddof not in (0, 1):
         raise ValueError(f"ddof must be 0 or 1, got {ddof!r}")
-    kept = np.arange(1, generations + 1) if record is None else np.unique(np.asarray(record, dtype=np.int64))
-    if kept.size == 0 or kept[0] < 1 or kept[-1] > generations:
-        raise ValueError(f"record must name generations in 1 … {generations}, got {record!r}")
+    kept = kept_generations(record, generations)
     plans = schedule(loop, int(kept[-1]))
     if any(plan.budget is not None for plan in plans):
         raise ValueError(f"laws.gaussian: {loop!r} takes a subsample, which has no exact law; use run(…)")
@@ -83,22 +85,6 @@ def gaussian(
     if d == 1:
         return _one_dimension(program, kept, trials, bias, seed, threads)
     return _many_dimensions(program, kept, trials, d, bias, seed, threads)
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _in_blocks(work: Callable[[int, slice], None], trials: int, size: int, threads: int | None) -> None:
-    """work(block, trials of the block), blocks side by side; a block's result depends on its number alone."""
-    blocks = [(b, slice(b * size, min((b + 1) * size, trials))) for b in range(math.ceil(trials / size))]
-    workers = min(len(blocks), threads or _processors())
-    if workers == 1:
-        for block in blocks:
-            work(*block)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(lambda block: work(*block), blocks))
 
 
 # ---------------------------------------------------------------- d = 1
@@ -112,7 +98,7 @@ def _one_dimension(
         rng = rng_for(seed, 0, "law", block)
         _numpy_passes(program, kept, bias, rng, mean[:, part], var[:, part])
 
-    _in_blocks(work, trials, _BLOCK, threads)
+    in_blocks(work, trials, _BLOCK, threads)
     with np.errstate(divide="ignore"):
         log_det = np.log(var)
     return Trajectory("numpy", kept, mean[:, :, None], var[:, :, None, None], log_det)
@@ -169,18 +155,6 @@ def _numpy_passes(
 
 
 # ---------------------------------------------------------------- d > 1
-def bartlett(rng: np.random.Generator, trials: int, d: int, dof: int) -> Float[np.ndarray, "r d k"]:
-    """A with A Aᵀ ~ Wishart_d(I, dof): Bartlett's triangle, or d × dof plain normals when dof < d."""
-    if dof < d:
-        return rng.standard_normal((trials, d, dof))
-    a = np.zeros((trials, d, d))
-    lower = np.tril_indices(d, -1)
-    a[:, lower[0], lower[1]] = rng.standard_normal((trials, lower[0].size))
-    diagonal = np.arange(d)
-    a[:, diagonal, diagonal] = np.sqrt(rng.chisquare(dof - diagonal, (trials, d)))
-    return a
-
-
 def _many_dimensions(
     program: Program, kept: np.ndarray, trials: int, d: int, bias: float, seed: int, threads: int | None
 ) -> Trajectory:
@@ -192,7 +166,7 @@ def _many_dimensions(
         rng = rng_for(seed, 0, "law", block)
         _matrix_passes(program, kept, bias, rng, mean[:, part], cov[:, part], log_det[:, part])
 
-    _in_blocks(work, trials, max(1, min(_BLOCK, _BLOCK_BYTES // (3 * d * d * 8))), threads)
+    in_blocks(work, trials, max(1, min(_BLOCK, _BLOCK_BYTES // (3 * d * d * 8))), threads)
     return Trajectory("numpy", kept, mean, cov, log_det)
 
 

@@ -141,5 +141,148 @@ def heterozygosity(p0: Float[np.ndarray, " v"] | Sequence[float], n: int, t: int
     """1 − E Σ p_t² of the categorical Synthetic(n): (1 − 1/n)^t (1 − Σ p_0²)."""
     whole("n", n, 1)
     whole("t", t, 0)
-    p = np.asarray(p0, dtype=np.float64)
+    p = distribution("p0", p0)
     return float((1.0 - 1.0 / n) ** t * (1.0 - (p**2).sum()))
+
+
+# ---------------------------------------------------------------- distance to the real law
+# Γ(x + ½)/(Γ(x)√x) = 1 − 1/(8x) + 1/(128x²) + …
+_ROOT_GAMMA = (-1 / 8, 1 / 128, 5 / 1024, -21 / 32768, -399 / 262144, 869 / 4194304)
+
+
+def _lost_deviation(n: float) -> float:
+    """1 − c₄(n), c₄ = √(2/(n−1)) Γ(n/2)/Γ((n−1)/2): by how much a deviation of n rows is too small."""
+    x = (n - 1.0) / 2.0
+    if x < 40.0:
+        return 1.0 - math.exp(math.lgamma(x + 0.5) - math.lgamma(x)) / math.sqrt(x)
+    # The difference of two log gammas would lose the digits that are wanted.
+    return -sum(c / x**power for power, c in enumerate(_ROOT_GAMMA, start=1))
+
+
+def base_w2(n: float, d: int = 1) -> float:
+    """E W₂² between N(0, I_d) and a Gaussian fitted to n real rows, ddof 1.
+
+    d = 1: 1/n + 2(1 − c₄(n)), exact; d > 1: d/n + d(d+1)/(4n), to first order in 1/n.
+    """
+    whole("d", d, 1)
+    if not n > 1:
+        raise ValueError(f"n must be a number > 1, got {n!r}")
+    if d == 1:
+        return 1.0 / n + 2.0 * _lost_deviation(n)
+    return d * (1.0 + (d + 1) / 4.0) / n
+
+
+def effective_n(w2: float, d: int = 1) -> float:
+    """n_e, the number of real rows that would give this E W₂²: base_w2(n_e) = w2.
+
+    Raises ValueError outside (0, base_w2(1)): no number of rows is as good, or as bad.
+    """
+    whole("d", d, 1)
+    most = 3.0 if d == 1 else d * (1.0 + (d + 1) / 4.0)
+    if not 0.0 < w2 < most:
+        raise ValueError(f"w2 must be in (0, {most:g}) for d={d}, got {w2!r}")
+    if d > 1:
+        return most / w2
+    low, high = 0.0, math.log(4.0 / w2)  # of log(n − 1): base_w2 falls, and is below 2/(n − 1)
+    while low > -700.0 and base_w2(1.0 + math.exp(low)) < w2:
+        low -= 4.0
+    for _ in range(80):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if base_w2(1.0 + math.exp(middle)) > w2 else (low, middle)
+    return 1.0 + math.exp((low + high) / 2.0)
+
+
+def admissible_n_synth(bias: float, d: int = 1) -> float:
+    """n_s*, the most synthetic rows for which Fresh is no worse than its real rows alone (n_e >= n_r).
+
+    For n_r → ∞ and n_s ≪ n_r; ∞ at bias 1. The derivation is in docs/autophagy.md.
+    """
+    lam = check_bias(bias)
+    whole("d", d, 1)
+    if lam == 1.0:
+        return math.inf
+    spread = 2.0 - lam * lam - 1.5 * (1.0 - lam)
+    return 4.0 * ((2.0 - lam) + (d + 1) / 4.0 * spread) / (1.0 - lam) ** 2
+
+
+def accumulate_limit(n: int) -> float:
+    """E Σ_t of Accumulate(n), ddof 0, for t → ∞: Π (1 − 1/(n i²)) = sin(π/√n)/(π/√n)."""
+    angle = math.pi / math.sqrt(whole("n", n, 1))
+    return math.sin(angle) / angle
+
+
+# ---------------------------------------------------------------- weighting real rows
+def golden_weight(k: float) -> float:
+    """The share of weight on real rows that makes E m² of Fresh least, k = n_r/n_s, bias 1.
+
+    k = 1: (√5 − 1)/2.
+    """
+    if not k > 0:
+        raise ValueError(f"k = n_real/n_synth must be a number > 0, got {k!r}")
+    return (math.sqrt(k * k + 4.0 * k) - k) / 2.0
+
+
+def weighted_excess(w: float, k: float) -> float:
+    """n_r·E m_t² for t → ∞ of Weighted(Fresh, w), k = n_r/n_s, bias 1: (w² + (1−w)² k)/(2w − w²)."""
+    if not 0.0 < w < 1.0:
+        raise ValueError(f"w must be a number in (0, 1), got {w!r}")
+    if not k > 0:
+        raise ValueError(f"k = n_real/n_synth must be a number > 0, got {k!r}")
+    return (w * w + (1.0 - w) ** 2 * k) / (2.0 * w - w * w)
+
+
+# ---------------------------------------------------------------- categorical
+def distribution(name: str, p: Float[np.ndarray, " v"] | Sequence[float]) -> Float[np.ndarray, " v"]:
+    """`p` as probabilities that sum to 1, or ValueError."""
+    found = np.asarray(p, dtype=np.float64)
+    if found.ndim != 1 or found.size == 0 or not (found >= 0).all() or abs(found.sum() - 1.0) > 1e-6:
+        raise ValueError(f"{name} must be probabilities [v] that sum to 1, got {p!r}")
+    return np.asarray(found / found.sum())
+
+
+def curated(
+    p0: Float[np.ndarray, " v"] | Sequence[float],
+    reward: Float[np.ndarray, " v"] | Sequence[float],
+    t: int,
+    *,
+    k: int | None = None,
+) -> Float[np.ndarray, " v"]:
+    """p_t after t generations in which of k draws one is kept with P ∝ exp(reward), without sampling error.
+
+    k None: the limit of many draws, p_t ∝ p_0 exp(t·reward).
+    """
+    p, r = distribution("p0", p0), np.asarray(reward, dtype=np.float64)
+    if r.shape != p.shape or not np.isfinite(r).all():
+        raise ValueError(f"reward must be finite numbers [{p.size}], one for each of p0, got {reward!r}")
+    whole("t", t, 0)
+    held = p > 0
+    q, r = p[held], r[held]
+    if k is None:
+        logits = np.log(q) + t * r
+        q = np.exp(logits - logits.max())
+        q /= q.sum()
+    else:
+        for _ in range(t):
+            q = _curate(q, r, whole("k", k, 1))
+    p[held] = q
+    return p
+
+
+def _curate(p: np.ndarray, r: np.ndarray, k: int) -> np.ndarray:
+    """One step: p′(x) = k p(x) e^{r(x)} ∫₀^∞ e^{−s e^{r(x)}} (Σ_y p(y) e^{−s e^{r(y)}})^{k−1} ds.
+
+    Because 1/(a_1 + … + a_k) = ∫ e^{−s Σa} ds. With s = e^z the integrand is analytic for |Im z| < π/2 and
+    falls off at both ends, so that equal steps of 0.1 are exact to rounding.
+    """
+    z = np.arange(-r.max() - math.log(k) - 42.0, -r.min() + 7.0, 0.1)
+    log_p = np.log(p)
+    step = max(1, (1 << 20) // p.size)
+    total = np.zeros(p.size)
+    for begin in range(0, z.size, step):
+        s = z[begin : begin + step, None]
+        decay = np.exp(s + r)
+        kept = log_p - decay
+        top = kept.max(axis=1, keepdims=True)
+        inner = top + np.log(np.exp(kept - top).sum(axis=1, keepdims=True))
+        total += np.exp(kept + r + s + (k - 1) * inner).sum(axis=0)
+    return np.asarray(total / total.sum())

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from lmlab.autophagy.generators.protocol import Generator, describe
-from lmlab.autophagy.metrics.text import ngram_coverage, ngram_entropy
+from lmlab.autophagy.metrics.frontier import mauve
+from lmlab.autophagy.metrics.neighbours import density_coverage, precision_recall
+from lmlab.autophagy.metrics.text import ngram_coverage, ngram_entropy, self_bleu
 from lmlab.autophagy.metrics.vectors import frechet, w2_squared
 
 
@@ -39,6 +41,14 @@ class Sample:
     @cached_property
     def synthetic(self) -> np.ndarray:
         return self._draw()
+
+    @cached_property
+    def precision_recall(self) -> tuple[float, float]:
+        return precision_recall(self.real, self.synthetic)
+
+    @cached_property
+    def density_coverage(self) -> tuple[float, float]:
+        return density_coverage(self.real, self.synthetic)
 
 
 def _bits_per_byte(sample: Sample) -> float:
@@ -81,10 +91,16 @@ def _log_det(sample: Sample) -> float:
 NAMED: dict[str, Callable[[Sample], float]] = {
     "frechet": lambda s: frechet(s.real, s.synthetic),
     "w2": lambda s: w2_squared(s.real, s.synthetic),
+    "precision": lambda s: s.precision_recall[0],
+    "recall": lambda s: s.precision_recall[1],
+    "density": lambda s: s.density_coverage[0],
+    "coverage": lambda s: s.density_coverage[1],
     "bits_per_byte": _bits_per_byte,
     **{f"distinct_{n}": _distinct(n) for n in (1, 2, 3, 4)},
     **{f"entropy_{n}": _entropy(n) for n in (1, 2, 3)},
+    "self_bleu": lambda s: self_bleu(s.synthetic),
     "tail_coverage": lambda s: ngram_coverage(s.real, s.synthetic, n=1, max_count=5),
+    "mauve": lambda s: mauve(s.real, s.synthetic),
     "mean_square": _mean_square,
     "log_det": _log_det,
 }

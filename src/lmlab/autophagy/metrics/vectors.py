@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from jaxtyping import Float
 
 from lmlab.autophagy.generators.gaussian import moments, root
-
-# Rows of one block of distances: 2,048 × 10⁴ doubles are 160 MB, so both sides are blocked.
-_BLOCK = 2048
 
 
 def _rows(name: str, x: np.ndarray, least: int) -> Float[np.ndarray, "n d"]:
@@ -22,7 +17,10 @@ def _rows(name: str, x: np.ndarray, least: int) -> Float[np.ndarray, "n d"]:
     return rows
 
 
-def _pair(x: np.ndarray, y: np.ndarray, least: int, names: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:
+def as_pair(
+    x: np.ndarray, y: np.ndarray, least: int, names: tuple[str, str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both as rows of doubles of one width, at least `least` of each, or ValueError."""
     a, b = _rows(names[0], x, least), _rows(names[1], y, least)
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"{names[0]} and {names[1]} must have one width, got {a.shape[1]} and {b.shape[1]}")
@@ -49,7 +47,7 @@ def frechet_gaussian(
 
 def frechet(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> float:
     """Squared Fréchet distance of the Gaussians with the rows' means and unbiased covariances."""
-    a, b = _pair(x, y, 2, ("x", "y"))
+    a, b = as_pair(x, y, 2, ("x", "y"))
     m1, s1 = moments(a, None, 1)
     m2, s2 = moments(b, None, 1)
     return frechet_gaussian(m1, s1, m2, s2)
@@ -74,7 +72,7 @@ def w2_squared(
 
     For d > 1 it is the mean over `projections` random unit directions (sliced distance).
     """
-    a, b = _pair(x, y, 1, ("x", "y"))
+    a, b = as_pair(x, y, 1, ("x", "y"))
     if projections < 1:
         raise ValueError(f"projections must be >= 1, got {projections!r}")
     if a.shape[1] > 1:
@@ -82,16 +80,3 @@ def w2_squared(
         directions /= np.linalg.norm(directions, axis=0)
         a, b = a @ directions, b @ directions
     return float(_quantile_coupling(np.sort(a, axis=0), np.sort(b, axis=0)).mean())
-
-
-def _squared(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Squared distances of rows of `a` (in blocks) to all rows of `b`."""
-    b2 = np.einsum("nd,nd->n", b, b)
-    for begin in range(0, a.shape[0], _BLOCK):
-        block = a[begin : begin + _BLOCK]
-        d2 = block @ b.T
-        d2 *= -2.0
-        d2 += np.einsum("nd,nd->n", block, block)[:, None]
-        d2 += b2
-        np.maximum(d2, 0.0, out=d2)
-        yield slice(begin, begin + block.shape[0]), d2
