@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from lmlab.model.config import DecoderConfig
 from lmlab.model.errors import ConfigError
+from lmlab.model.kernels import LONGEST, available, causal_attention
 from lmlab.model.ops import accumulation_dtype, rms_norm, rotate_half_split
 from lmlab.model.positions import LayerPosition, RotaryTable
 from lmlab.model.state import AttentionState
@@ -53,15 +54,27 @@ class Attention(nn.Module):
     ) -> tuple[Float[Tensor, "b t d"], AttentionState | None, None]:
         b, t, _ = x.shape
         qkv = self.qkv(x).view(b, t, self.heads + 2 * self.kv_heads, self.width)
+        composed = self.extension if extension is CONFIGURED else self._composed(extension)
+        plain = composed is None and isinstance(self.scale, float)
+        if plain and state is None and self.q_gain is None and t <= LONGEST and available(qkv):
+            return self.out(self._fused(qkv).view(b, t, -1)), None, None
         q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
         if self.q_gain is not None and self.k_gain is not None:
             q, k = rms_norm(q, self.q_gain, self.eps), rms_norm(k, self.k_gain, self.eps)
-        composed = self.extension if extension is CONFIGURED else self._composed(extension)
-        if composed is None and isinstance(self.scale, float):
+        if plain:
             mixed = self._plain(q, k, v, state)
         else:
             mixed = self._extended(q, k, v, state, composed)
         return self.out(mixed.transpose(1, 2).reshape(b, t, -1)), state, None
+
+    def _fused(self, qkv: Float[Tensor, "b t heads e"]) -> Float[Tensor, "b t h e"]:
+        """Rotation and attention in one native kernel."""
+        t, wide = qkv.shape[1], accumulation_dtype(qkv.dtype)
+        if self.plan.rotary:
+            cosines, sines = self.table(t, wide, qkv.device)
+        else:
+            cosines = sines = torch.empty(t, 0, dtype=wide)
+        return causal_attention(qkv, cosines, sines, kv_heads=self.kv_heads, scale=self.scale)
 
     def _plain(
         self,

@@ -15,7 +15,7 @@ from lmlab.model.checkpoint import load_decoder, save_decoder
 from lmlab.model.config import DecoderConfig
 from lmlab.model.initialise import initialise, stream
 from lmlab.model.mixers import MixerFactory, build_mixer
-from lmlab.model.ops import rms_norm, swiglu
+from lmlab.model.ops import add_norm, matmul_dtype, swiglu
 from lmlab.model.positions import RotaryTable, layer_positions
 from lmlab.model.state import DecoderState
 
@@ -37,8 +37,11 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
 
-    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-        return rms_norm(x, self.weight, self.eps)
+    def forward(
+        self, x: Float[Tensor, "... d"], delta: Float[Tensor, "... d"] | None, dtype: torch.dtype
+    ) -> tuple[Float[Tensor, "... d"], Float[Tensor, "... d"]]:
+        """(x + delta, its norm in `dtype`)."""
+        return add_norm(x, delta, self.weight, self.eps, dtype)
 
 
 class SwiGLU(nn.Module):
@@ -55,7 +58,11 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """a = x + Mix(RMS(x)); a + SwiGLU(RMS(a))."""
+    """a = x + Mix(RMS(x)); a + SwiGLU(RMS(a)).
+
+    x comes as a sum that is still to be made, x + delta, and goes out as one: each sum is made in the same pass
+    as the norm that follows it.
+    """
 
     def __init__(self, config: DecoderConfig, mixer: nn.Module) -> None:
         super().__init__()
@@ -65,12 +72,16 @@ class Block(nn.Module):
         self.mlp = SwiGLU(config.d_model, config.ff_width)
 
     def forward(
-        self, x: Float[Tensor, "b t d"], state: Any, extension: Any
-    ) -> tuple[Float[Tensor, "b t d"], Any, Tensor | None]:
-        choice = {"extension": extension} if isinstance(self.mixer, Attention) else {}
-        mixed, state, aux = self.mixer(self.mixer_norm(x), state, **choice)
-        a = x + mixed
-        return a + self.mlp(self.mlp_norm(a)), state, aux
+        self, x: Float[Tensor, "b t d"], delta: Float[Tensor, "b t d"] | None, state: Any, extension: Any
+    ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b t d"], Any, Tensor | None]:
+        if isinstance(self.mixer, Attention):
+            x, normed = self.mixer_norm(x, delta, matmul_dtype(x))
+            mixed, state, aux = self.mixer(normed, state, extension=extension)
+        else:
+            x, normed = self.mixer_norm(x, delta, x.dtype)
+            mixed, state, aux = self.mixer(normed, state)
+        a, normed = self.mlp_norm(x, mixed, matmul_dtype(x))
+        return a, self.mlp(normed), state, aux
 
 
 class Decoder(nn.Module):
@@ -180,18 +191,18 @@ class Decoder(nn.Module):
         return model
 
     def _run(self, ids: Tensor, state: DecoderState | None, extension: Any) -> Hidden:
-        x = self.embedding(ids)
+        x, delta = self.embedding(ids), None
         total = x.new_zeros(())
         for index, block in enumerate(self.blocks):
             layer_state = None if state is None else state.layers[index]
-            x, layer_state, aux = block(x, layer_state, extension)
+            x, delta, layer_state, aux = block(x, delta, layer_state, extension)
             if state is not None:
                 state.layers[index] = layer_state
             if aux is not None:
                 total = total + aux
         if state is not None:
             state.position += ids.shape[1]
-        h = self.norm(x)
+        _, h = self.norm(x, delta, matmul_dtype(x))
         if self.config.output_scale != 1.0:
             h = h * self.config.output_scale
         return Hidden(h, state, total)

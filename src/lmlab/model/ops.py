@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lmlab.model import kernels
+
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 for float64, float32 for everything narrower."""
@@ -19,8 +21,37 @@ def rms_norm(x: Float[Tensor, "... d"], gain: Float[Tensor, " d"], eps: float) -
     return (wide * gain).to(x.dtype)
 
 
+def add_norm(
+    x: Float[Tensor, "... d"],
+    delta: Float[Tensor, "... d"] | None,
+    gain: Float[Tensor, " d"],
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Float[Tensor, "... d"], Float[Tensor, "... d"]]:
+    """(x + delta, its RMS norm in `dtype`): the step from one half of a block to the next. None adds nothing."""
+    if kernels.available(x) and x.dtype == gain.dtype != torch.bfloat16 and _go_together(x.dtype, dtype):
+        if delta is None or delta.dtype == dtype:
+            return kernels.add_norm(x, delta, gain, eps, dtype)
+        x = x + delta
+        return kernels.add_norm(x, None, gain, eps, dtype)
+    x = x if delta is None else x + delta
+    return x, rms_norm(x, gain, eps).to(dtype)
+
+
+def _go_together(wide: torch.dtype, narrow: torch.dtype) -> bool:
+    return narrow == wide or (wide, narrow) == (torch.float32, torch.bfloat16)
+
+
+def matmul_dtype(x: Float[Tensor, "..."]) -> torch.dtype:
+    """The type in which a linear layer will take x: autocast's, where that is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 def swiglu(gate_up: Float[Tensor, "... two_f"]) -> Float[Tensor, "... f"]:
     """SiLU(gate) ⊙ up, where gate and up are the first and second half of the last axis."""
+    if kernels.available(gate_up):
+        return kernels.swiglu(gate_up)
     gate, up = gate_up.chunk(2, dim=-1)
     return torch.nn.functional.silu(gate) * up
 
