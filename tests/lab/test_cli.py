@@ -91,7 +91,7 @@ def test_the_module_is_the_command() -> None:
         (["run", "demo", "--set", "corpus.name=nowhere"], 3, "error: no corpus 'nowhere'"),
         (["report", "nowhere"], 1, "error: nowhere is no run directory"),
         (["generate", "nowhere"], 1, "error: nowhere holds no config.json"),
-        (["data", "fetch", "nothing"], 1, "error: no corpus 'nothing'; known: tang, kjv"),
+        (["data", "fetch", "nothing"], 1, "error: no corpus 'nothing'; known: tang, kjv, brown, handbook-en"),
         (["bench", "nothing"], 2, "nothing"),
     ],
 )

