@@ -209,3 +209,10 @@ def test_doubtful_settings_warn(extension: rope.Method, message: str) -> None:
 def test_good_settings_do_not_warn() -> None:
     for extension in (ReRoPE(64) | LogN(), LeakyReRoPE(32, 32), YaRN(8), DCA(96, 8), Window(128)):
         warn_length(extension, 128, 1024)
+
+
+def test_what_a_layer_without_rotary_takes() -> None:
+    whole = rope.as_extension([rope.ReRoPE(4), rope.LogN(), rope.Temperature(2), rope.YaRN(), rope.ALiBi()])
+    assert whole.without_rotary(64) == rope.LogN(train_length=64) | rope.Temperature(2)
+    assert rope.as_extension(rope.CosA()).without_rotary(64) == rope.as_extension(rope.CosA(32.0))
+    assert rope.as_extension(rope.LogN(16)).without_rotary(64) == rope.as_extension(rope.LogN(16))

@@ -40,9 +40,9 @@ class Attention(nn.Module):
         self.k_gain = nn.Parameter(torch.ones(self.width)) if config.attention.qk_norm else None
         self.scale = attention_scale_of(config)
         self.trained = trained_methods(config, plan)
+        self.max_length = config.max_length
         self.extension = self._composed(config.position.extension)
         self.rotary = _rotary(config) if plan.rotary else None
-        self.max_length = config.max_length
 
     @property
     def plain(self) -> bool:
@@ -140,7 +140,7 @@ class Attention(nn.Module):
 
     def _composed(self, extension: Any) -> Any:
         """The methods that the model is trained with, and `extension` where this layer takes one."""
-        return compose(self.trained, extension, self.plan)
+        return compose(self.trained, extension, self.plan, self.max_length)
 
     def init_state(self, batch_size: int, max_length: int | None = None) -> AttentionState:
         capacity = self.max_length if max_length is None else max_length
@@ -227,7 +227,7 @@ def read_extension(extension: Any) -> Any:
     return as_extension(extension)
 
 
-def compose(trained: tuple[Any, ...], extension: Any, plan: LayerPosition) -> Any:
+def compose(trained: tuple[Any, ...], extension: Any, plan: LayerPosition, train_length: int) -> Any:
     """An Extension for `attend`, or None when nothing is left to do.
 
     A layer with a window of its own keeps it and takes no extension; a layer without rotary takes only the
@@ -236,9 +236,8 @@ def compose(trained: tuple[Any, ...], extension: Any, plan: LayerPosition) -> An
     if extension is None or plan.window is not None:
         wanted: tuple[Any, ...] = ()
     else:
-        wanted = read_extension(extension).methods
-        if not plan.rotary:
-            wanted = tuple(method for method in wanted if method.kind in ("norm", "logit"))
+        chosen = read_extension(extension)
+        wanted = (chosen if plan.rotary else chosen.without_rotary(train_length)).methods
     if not trained and not wanted:
         return None
     from lmlab.rope import as_extension
