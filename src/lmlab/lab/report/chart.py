@@ -146,7 +146,7 @@ def bar_chart(
     phone above it."""
     scale = fit(Axis(axis.label, 0.0, axis.high), [b.value for b in bars] + [d for b in bars for d in b.dots])
     notes = [f"{form(b.value)}{b.note}" for b in bars]
-    after = 10 + max(map(text_width, notes), default=0)
+    ends = [scale.place(max([b.value, *b.dots])) for b in bars]
 
     def draw(name: str, width: int) -> str:
         small = width <= SMALL
@@ -155,12 +155,13 @@ def bar_chart(
         step = max(42.0 if small else 28.0, ROOM / max(1, len(bars)))
         thick = 16.0 if small else min(0.62 * step, 26.0)
         bottom = 8 + step * len(bars)
-        plot = _Plot(scale, Scale(0, 1, False, ()), left, 8, width - after, bottom)
-        parts = []
-        for tick in scale.ticks:
-            place = plot.across(tick)
-            parts.append(_line("grid", place, 4, place, bottom))
-            parts.append(_text(place, bottom + 16, axis.form(tick), "dim", "middle"))
+        # As wide as leaves room for each number behind its bar.
+        rooms = [
+            (width - 10 - text_width(n) - left) / max(end, 0.01) for n, end in zip(notes, ends, strict=True)
+        ]
+        plot = _Plot(scale, Scale(0, 1, False, ()), left, 8, left + min([*rooms, width - 16 - left]), bottom)
+        parts = [_line("grid", plot.across(t), 4, plot.across(t), bottom) for t in scale.ticks]
+        parts += _tick_labels([(plot.across(t), axis.form(t)) for t in scale.ticks], bottom + 16)
         for i, (bar, label, note) in enumerate(zip(bars, labels, notes, strict=True)):
             top = 8 + step * i + (step - 4 - thick if small else (step - thick) / 2)
             parts += _bar(plot, bar, top, thick, note, form)
@@ -327,16 +328,24 @@ def _axes(plot: _Plot, x: Axis, y: Axis, above: float) -> list[str]:
         parts.append(_line("grid", plot.left, place, plot.right, place))
         parts.append(_text(plot.left - 7, place + 4, y.form(tick), "dim", "end"))
     parts.append(_line("axis", plot.left, plot.bottom, plot.right, plot.bottom))
-    taken = -math.inf
-    for tick in plot.x.ticks:
-        place, label = plot.across(tick), x.form(tick)
-        half = text_width(label) / 2
-        parts.append(_line("axis", place, plot.bottom, place, plot.bottom + 4))
-        if place - half > taken + 4:  # a label that would run into its neighbour is left out
-            parts.append(_text(place, plot.bottom + 18, label, "dim", "middle"))
-            taken = place + half
+    places = [plot.across(tick) for tick in plot.x.ticks]
+    parts += [_line("axis", place, plot.bottom, place, plot.bottom + 4) for place in places]
+    parts += _tick_labels(
+        [(p, x.form(t)) for p, t in zip(places, plot.x.ticks, strict=True)], plot.bottom + 18
+    )
     if y.label:
         parts.append(_text(0, above + 12, y.label, "dim"))
+    return parts
+
+
+def _tick_labels(labels: Sequence[tuple[float, str]], y: float) -> list[str]:
+    """Labels along an axis; one that would run into its neighbour is left out."""
+    parts, taken = [], -math.inf
+    for place, label in labels:
+        half = text_width(label) / 2
+        if place - half > taken + 4:
+            parts.append(_text(place, y, label, "dim", "middle"))
+            taken = place + half
     return parts
 
 

@@ -71,7 +71,7 @@ def html_table(
     """A table that scrolls inside itself. Cells are HTML; columns of `text` stand left, numbers right."""
 
     def cell(tag: str, index: int, value: str, scope: str = "") -> str:
-        side = "" if index in text else ' class="n"'
+        side = ' class="n"' if index not in text else ' class="text"' if index else ""
         return f"<{tag}{side}{scope}>{value}</{tag}>"
 
     head = "".join(cell("th", i, escape(c), ' scope="col"') for i, c in enumerate(columns))
