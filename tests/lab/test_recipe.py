@@ -333,3 +333,13 @@ def test_toml_of_a_shipped_recipe_is_what_the_package_holds() -> None:
 
     with resources.as_file(resources.files("lmlab.lab") / "recipes" / "demo.toml") as path:
         assert recipe_from(read_toml(path)) == load_recipe("demo")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_the_rooms_accept_every_variant_of_a_shipped_recipe(name: str) -> None:
+    from lmlab.lab.checks import check
+    from lmlab.lab.pipeline import STAGES
+
+    recipe = load_recipe(name)
+    for variant in (recipe, *(v.recipe for v in recipe.variants)):
+        check(variant, STAGES)

@@ -117,16 +117,19 @@ def arm_metrics(stages: Mapping[str, Done]) -> dict[str, Any]:
 
 
 def _length(length: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """method -> its losses by context, tax, gain and over_window."""
+    """method -> its losses by context, tax, gain and over_window; and how well it copies."""
     if length is None:
         return None
-    return {
+    found = {
         row["method"]: {
             "loss": {str(loss["context"]): loss["loss"] for loss in row["losses"]},
             **{key: row[key] for key in ("tax", "gain", "over_window", "identical")},
         }
         for row in length["rows"]
     }
+    for row in length["copy"] or ():  # asked of the recall corpus only
+        found[row["method"]].setdefault("copy", {})[str(row["length"])] = row["accuracy"]
+    return found
 
 
 def _autophagy(result: Mapping[str, Any]) -> dict[str, Any]:

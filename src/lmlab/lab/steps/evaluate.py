@@ -24,6 +24,7 @@ VERSION = 1
 INPUTS = ("corpus", "tokenize", "train")
 BASELINE_BYTES = 16 << 20  # of the training text that lzma sees: its time grows with it
 LENGTH_ROWS = 24  # documents of the length test
+COPIES = 8  # passages of each length of the recall test
 
 Count = Callable[[int], None]
 
@@ -138,6 +139,7 @@ class LengthTests:
     passkey: PasskeyOptions | None = None
     symbols: Sequence[int] = ()  # the ids of which the passkey test's text is made
     seed: int = 0
+    recall: bool = False  # a text of passages that come again: how much of a repeat is right is asked, too
 
     @classmethod
     def of(cls, job: Job, model: Decoder, options: LengthOptions) -> LengthTests:
@@ -145,7 +147,8 @@ class LengthTests:
         trained = recipe.train.length
         contexts = list(options.contexts) or [trained * k for k in (1, 2, 4)]
         tokens = job.inputs["tokenize"]
-        if recipe.corpus.path is None and recipe.corpus.name == "recall":
+        recall = recipe.corpus.path is None and recipe.corpus.name == "recall"
+        if recall:
             ids = recall_rows(tokens, max(contexts), recipe.seed)
         else:
             ids = held_out_rows(tokens, max(contexts) + 1)
@@ -160,6 +163,7 @@ class LengthTests:
             asked,
             sorted(set(ids.flatten().tolist())),
             recipe.seed,
+            recall,
         )
 
     @property
@@ -167,6 +171,8 @@ class LengthTests:
         """What the model reads in all tests together."""
         methods = len(self.extensions) + 2
         found = methods * len(self.ids) * (sum(self.contexts) + max(self.contexts))
+        if self.recall:
+            found += methods * COPIES * sum(self.contexts)
         if self.passkey is not None:
             cells = len(self.passkey.depths) * sum(self.passkey.lengths or self.contexts)
             found += (methods - 1) * self.passkey.trials * cells
@@ -181,6 +187,7 @@ class LengthTests:
         edges = _edges(self.trained, max(self.contexts))
         methods = {"none": Extension(), "window": Extension((Window(self.trained),)), **self.extensions}
         rows = self.table(count)
+        copy = self._copy(methods, count) if self.recall else None
         for name, extension in methods.items():
             losses = loss_by_position(self._under(extension, count), self.ids, edges=edges, batch=4)
             by_position.append({"method": name, "rows": [asdict(loss) for loss in losses]})
@@ -190,7 +197,27 @@ class LengthTests:
             "last": self.last,
             "rows": rows,
             "by_position": by_position,
+            "copy": copy,
         }
+
+    def _copy(self, methods: Mapping[str, Extension], count: Count) -> list[dict[str, Any]]:
+        """How many symbols of the repeats of a passage of nearly half the length are right, by method."""
+        from lmlab.evaluate import repeated_copy
+
+        rows = []
+        for name, extension in methods.items():
+            for length in self.contexts:
+                period = max(1, length // 2 - 4)
+                accuracy = repeated_copy(
+                    self._under(extension, count),
+                    length=length,
+                    period=period,
+                    vocab=self.symbols,
+                    n=COPIES,
+                    seed=self.seed,
+                )
+                rows.append({"method": name, "length": length, "period": period, "accuracy": accuracy})
+        return rows
 
     def table(self, count: Count = lambda amount: None) -> list[dict[str, Any]]:
         """`length_table` as plain values, one row a method."""
