@@ -80,7 +80,7 @@ def test_metrics_have_their_schema_and_are_finite_or_null(first: Run) -> None:
     assert base["tokens"] == 8 * 2 * 16
     assert set(base["length"]) == {"none", "window", "ntkaware"}
     assert set(base["length"]["none"]["loss"]) == {"16", "32", "64"}
-    assert set(base["autophagy"]) == {"synthetic 1", "synthetic control"}
+    assert set(base["autophagy"]) == {"synthetic 1", "synthetic control 1"}
     assert base["samples"]["distinct_1"] > 0
 
 

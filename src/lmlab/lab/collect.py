@@ -135,7 +135,7 @@ def _length(length: Mapping[str, Any] | None) -> dict[str, Any] | None:
 def _autophagy(result: Mapping[str, Any]) -> dict[str, Any]:
     """arm -> metric -> first and last generation, mean over the seeds."""
     return {
-        f"{arm['loop']} {'control' if arm['control'] else format(arm['bias'], 'g')}": {
+        f"{arm['loop']}{' control' if arm['control'] else ''} {arm['bias']:g}": {
             name: {"first": values["mean"][0], "last": values["mean"][-1]}
             for name, values in arm["metrics"].items()
         }
