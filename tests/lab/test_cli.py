@@ -162,6 +162,14 @@ def test_a_report_is_written_again(finished: Path) -> None:
     assert (finished / "report.html").is_file()
 
 
+def test_half_a_run_is_reported(home: Path, tmp_path: Path) -> None:
+    keys = ["--set", "evaluate.length.contexts=[16, 4096]"]  # more text than there is: the run ends here
+    code, _, error = call("run", str(home / "tiny.toml"), "--out", str(tmp_path / "run"), "--quiet", *keys)
+    assert code == 3 and "held-out tokens" in error
+    assert call("report", str(tmp_path / "run"))[0] == 0
+    assert "tiny" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
 def test_a_model_of_a_run_is_measured_alone(finished: Path, home: Path) -> None:
     metrics = json.loads((finished / "metrics.json").read_text())["variants"]["base"]
     code, out, _ = call("eval", "bits", str(finished), "--max-bytes", "400")

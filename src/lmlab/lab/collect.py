@@ -21,8 +21,7 @@ SHARED = ("corpus", "tokenize")  # listed once when every arm has the same
 def collect(
     out: Path, recipe: Recipe, recipes: Mapping[tuple[str, int], Recipe], done: Arms
 ) -> dict[str, Any]:
-    """Write stages.json, models/, samples.jsonl and metrics.json; return what metrics.json says."""
-    write_json(out / "stages.json", stage_list(done))
+    """Write models/, samples.jsonl and metrics.json; return what metrics.json says."""
     for (variant, seed), stages in done.items():
         if "train" in stages:
             name = variant if seed == recipe.seed else f"{variant}.{seed}"

@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from lmlab.lab.checks import check
-from lmlab.lab.collect import collect
+from lmlab.lab.collect import collect, stage_list
 from lmlab.lab.journal import Journal
 from lmlab.lab.progress import Display, clock
 from lmlab.lab.recipe import Recipe
@@ -101,6 +101,7 @@ def run(
         done: dict[Arm, dict[str, Done]] = {arm: {} for arm in recipes}
         for name in [name for name in STAGES if name in only]:
             _stage(name, recipes, done, out, display, journal, jobs)
+            write_json(out / "stages.json", stage_list(done))  # so that half a run can be reported, too
         metrics = collect(out, recipe, recipes, done)
         report = _report(out, display, journal) if "report" in only else None
         seconds = perf_counter() - start
