@@ -51,9 +51,9 @@ def attend(
     keys = k.shape[2]
     if t == 0 or b == 0:
         return torch.empty_like(q)
-    start = offset if isinstance(offset, Tensor) else torch.tensor(keys - t)
-    start = start.to(q.device)
-    positions = start[..., None] + torch.arange(t, device=q.device)  # [t], or [b t] when ragged
+    # positions stay on the CPU: what depends on them is decided without waiting for a device
+    start = offset.cpu() if isinstance(offset, Tensor) else torch.tensor(keys - t)
+    positions = start[..., None] + torch.arange(t)  # [t], or [b t] when ragged
 
     method, band = band_of(extension, keys)
     theta, stretch = _angles(rotary, extension, start + t if length is None else torch.tensor(length))
@@ -129,14 +129,14 @@ def _scaled(
                     factor = factor * _by_row(4 * rank.log())
                 else:
                     factor = factor * 4 * math.log(train_length / 2 if n is None else n)
+    if isinstance(factor, Tensor):
+        factor = factor.to(q.device) if bool((factor != 1).any()) else 1.0
     if isinstance(scale, Tensor):
         factor, number = factor * scale, 1.0
     elif callable(scale):
-        factor, number = factor * _by_rule(scale, d, extension, positions), 1.0
+        factor, number = factor * _by_rule(scale, d, extension, positions.to(q.device)), 1.0
     elif scale is not None:
         number = float(scale)
-    if isinstance(factor, Tensor) and not (factor.requires_grad or bool((factor != 1).any())):
-        factor = 1.0
     if isinstance(factor, Tensor):
         wide = torch.float64 if q.dtype == torch.float64 else torch.float32
         q = (q * factor.to(q.device, wide).expand(q.shape[:3])[..., None]).to(q.dtype)

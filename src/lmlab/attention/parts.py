@@ -38,7 +38,7 @@ def rotated_parts(
     keys = []
     for (_, place), (start, stop) in zip(places, spans, strict=True):
         if (place, (start, stop)) not in found:
-            j = torch.arange(start, stop, device=k.device)
+            j = torch.arange(start, stop)
             found[place, (start, stop)] = _turned(k[:, :, start:stop], method, place, j, rotary, theta)
         keys.append(found[place, (start, stop)])
     return queries, keys
@@ -64,11 +64,11 @@ def _stand(method: BandMethod | None, place: Place, i: Tensor) -> Tensor:
         case DCA(chunk=chunk), "after chunk":
             return (i % method.step + method.step).clamp(max=chunk)
         case DCA(chunk=chunk), "beyond":
-            return torch.tensor([chunk], device=i.device)
+            return torch.tensor([chunk])
         case Window(window=window, sinks=sinks), "at sinks":
             return i.clamp(max=window + sinks - 1)
         case ReRoPE(window=window), "far query":
-            return torch.tensor([window], device=i.device)
+            return torch.tensor([window])
         case SplitMethod(), "far query":
             positions: Tensor = method.far_query(i.double())
             return positions
@@ -111,5 +111,6 @@ def _table(
     """cos and sin of rows 0 … size−1 at this place."""
     with torch.inference_mode(False):  # a table made here may serve a pass that needs gradients later
         like = torch.empty(0, dtype=dtype, device=device)
-        i = torch.arange(size, device=device)
-        return tables(_stand(method, place, i), torch.tensor(theta, dtype=torch.float64), like)
+        return tables(
+            _stand(method, place, torch.arange(size)), torch.tensor(theta, dtype=torch.float64), like
+        )

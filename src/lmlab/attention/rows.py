@@ -30,7 +30,7 @@ def attend_rows(
     """softmax(scale · q·k − slope · r) v, for parts of q [b h t d] and k [b hk T d], and v [b hk T d].
 
     The keys of part p may be a stretch that begins at key starts[p] and holds all that the part needs.
-    `positions` [t] or [b t] is where the queries stand (int64); `slopes` [h]."""
+    `positions` [t] or [b t] is where the queries stand (int64, on the CPU); `slopes` [h]."""
     b, h, t, _ = queries[0].shape
     room = _TILE_ELEMENTS // max(1, b * h * v.shape[2])
     tile = t if t <= 16 else max(16, min(512, room))
@@ -65,6 +65,7 @@ def _rows(
     ranges = [band.columns(p, first, last, n) for p in range(band.parts)]
     start = min(lo for lo, hi in ranges if hi > lo)
     stop = max(hi for lo, hi in ranges if hi > lo)
+    positions = positions.to(v.device)
     i = positions[:, None] if positions.ndim == 1 else positions[:, None, None, :, None]
     j = torch.arange(start, stop, device=v.device)
     part, keep = band.select(i, j)
