@@ -389,3 +389,13 @@ def test_what_is_refused_and_leaves_the_model_alone() -> None:
         extend(model, [ReRoPE(8), Window(4)])
     assert torch.equal(logits(model, ids), kept)
     assert math.isfinite(float(kept.sum()))
+
+
+def test_half_precision_models_are_read_the_same_way() -> None:
+    model = build("Llama").bfloat16()
+    ids = tokens(1, 40)
+    before = logits(model, ids)
+    extend(model)
+    assert rotary_of(model) == Rotary(8, train_length=T0)
+    torch.testing.assert_close(logits(model, ids), before, rtol=0, atol=0.05 * float(before.abs().max()))
+    assert logits(extend(model, ReRoPE(8) | LogN()), ids).isfinite().all()
