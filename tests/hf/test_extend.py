@@ -399,3 +399,7 @@ def test_half_precision_models_are_read_the_same_way() -> None:
     assert rotary_of(model) == Rotary(8, train_length=T0)
     torch.testing.assert_close(logits(model, ids), before, rtol=0, atol=0.05 * float(before.abs().max()))
     assert logits(extend(model, ReRoPE(8) | LogN()), ids).isfinite().all()
+    scaled = {"rope_theta": 10000.0, "rope_type": "linear", "factor": 2.0}
+    full = rotary_of(build("Llama", rope_parameters=scaled))
+    assert full.inv_freq is not None
+    assert rotary_of(build("Llama", rope_parameters=scaled).half()) == full

@@ -259,7 +259,10 @@ def _rotary(
     if native is not None:
         return rotary, native
     prefix = f"{kind}_" if kind else ""
-    angles: Tensor = getattr(module, f"{prefix}inv_freq").detach().double().cpu()
+    angles: Tensor = getattr(module, f"{prefix}inv_freq")
+    if angles.dtype not in (torch.float32, torch.float64):  # model.half() rounds them: compute them anew
+        angles = getattr(type(module)(config), f"{prefix}inv_freq")
+    angles = angles.detach().double().cpu()
     factor = float(getattr(module, f"{prefix}attention_scaling", 1.0))
     if factor == 1 and torch.allclose(
         angles, torch.tensor(rotary.angles(), dtype=torch.float64), rtol=1e-5, atol=0
