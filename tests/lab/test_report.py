@@ -347,6 +347,17 @@ def test_distances_are_those_of_the_methods(tmp_path: Path) -> None:
         assert ((i, j) in found["window"]) == (delta < 256)
 
 
+def test_a_method_of_another_version_is_not_drawn(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    path = next(run.glob("stages/evaluate-*/stage.json"))
+    told = json.loads(path.read_text())
+    for table in ({"method": "unheard-of"}, {"window": 3}, 7):
+        told["settings"]["evaluate"]["length"]["extensions"] = [table]
+        path.write_text(json.dumps(told))
+        write_report(run)
+        assert {r["method"] for r in records(run / "figures/distances.csv")} == {"none", "window"}
+
+
 def test_what_came_out_is_said_in_sentences(tmp_path: Path) -> None:
     page = tree(write_report(write_run(tmp_path / "run")))
     said = ["".join(li.itertext()).replace("\u00a0", " ") for li in page.find(".//ul[@class='findings']")]

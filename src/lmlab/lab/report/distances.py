@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import groupby
 from typing import Any
 
@@ -68,7 +69,9 @@ def _deltas(tables: Sequence[Any], trained: int, length: int) -> dict[str, list[
     from lmlab.lab.steps.evaluate import usable
     from lmlab.rope import Extension, Window, distances
 
-    extensions = {"none": Extension(), "window": Extension((Window(trained),)), **usable("rope", tables)}
+    extensions = {"none": Extension(), "window": Extension((Window(trained),))}
+    with suppress(KeyError, TypeError, ValueError):  # a run of another version may know other methods
+        extensions |= usable("rope", tables)
     places = [_place(i, length) for i in range(CELLS)]
     found = {}
     for name, extension in extensions.items():
