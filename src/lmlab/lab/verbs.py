@@ -150,8 +150,6 @@ def report(directory: Positional[Path], /) -> None:
     """
     from lmlab.lab.report import write_report
 
-    if not (directory / "recipe.toml").is_file():
-        raise FileNotFoundError(f"{directory} is no run directory: it has no recipe.toml")
     print(write_report(directory))
 
 
