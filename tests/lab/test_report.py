@@ -332,6 +332,28 @@ def test_measures_of_the_steps_are_drawn_where_they_say_more_than_the_loss(tmp_p
     assert not (run / "figures/training-ce.csv").exists()
 
 
+def test_a_training_under_way_is_drawn_from_the_log(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", stages=("corpus", "tokenize"))
+
+    def step(n: int, loss: float) -> str:
+        told = {"stage": "train", "event": "step", "variant": "base", "seed": 0, "step": n, "tokens": 10 * n}
+        return json.dumps({**told, "loss": loss, "lr": 0.01})
+
+    # One that was killed at step 9, one that went on from step 2, and before both an older recipe.
+    resume = json.dumps({"stage": "train", "event": "resume", "variant": "base", "seed": 0, "step": 2})
+    lines = [
+        *(step(n, 1) for n in range(1, 20)),
+        *(step(n, 8) for n in range(1, 10)),
+        resume,
+        step(3, 7),
+        step(4, 6),
+    ]
+    (run / "log.jsonl").write_text("\n".join(lines))
+    assert "Not finished yet: base" in write_report(run).read_text(encoding="utf-8")
+    found = [(int(r["step"]), float(r["loss"])) for r in records(run / "figures/loss.csv")]
+    assert found == [(1, 8), (2, 8), (3, 7), (4, 6)]
+
+
 def test_distances_are_those_of_the_methods(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     write_report(run)

@@ -1,13 +1,14 @@
 """How it learned: loss against tokens, the learning rate below, and what else was measured at each step."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from lmlab.lab.report.chart import FULL, Series, line_chart
 from lmlab.lab.report.figure import Figure, Panel, Section, Table
 from lmlab.lab.report.read import RunFiles, Stage, get, objects
 from lmlab.lab.report.scale import Axis
-from lmlab.lab.report.text import escape, finite, number, short, shorten, slug
+from lmlab.lab.report.text import escape, finite, listing, number, short, shorten, slug
 
 DRAWN = 400  # points of a line at most
 MARGIN = 56.0  # one x axis for both charts
@@ -41,11 +42,34 @@ def findings(run: RunFiles) -> list[str]:
     return said
 
 
+def trainings(run: RunFiles) -> list[Stage]:
+    """Finished trainings, then those that are under way or were stopped: as far as the log tells."""
+    done = run.of("train")
+    known = {(s.variant, s.seed) for s in done}
+    steps: dict[tuple[str, int | None], dict[int, Mapping[str, Any]]] = {}
+    for line in run.log:
+        if line.get("stage") != "train" or line.get("event") not in ("step", "resume"):
+            continue
+        step, seed = finite(line.get("step")), finite(line.get("seed"))
+        if step is None:
+            continue
+        arm = str(line.get("variant") or "base"), None if seed is None else int(seed)
+        resumed = line.get("event") == "resume"
+        # What an earlier attempt made after the place where this one began is not a part of it.
+        kept = {n: told for n, told in steps.get(arm, {}).items() if n < step or (resumed and n == step)}
+        steps[arm] = kept if resumed else kept | {int(step): line}
+    return done + [
+        Stage("train", variant, seed, run.path, {"history": list(told.values())}, {}, None, False)
+        for (variant, seed), told in steps.items()
+        if (variant, seed) not in known and told
+    ]
+
+
 def section(run: RunFiles) -> Section:
-    stages = [s for s in run.of("train") if _points(s, "loss")]
+    stages = [s for s in trainings(run) if _points(s, "loss")]
     if not stages:
-        return Section("training", "How it learned", "No training is finished in this run yet.")
-    names = run.variants("train")
+        return Section("training", "How it learned", "No training has begun in this run yet.")
+    names = list(dict.fromkeys(s.variant for s in stages))
     series: list[Series] = []
     rates: list[Series] = []
     losses: list[float] = []
@@ -56,7 +80,7 @@ def section(run: RunFiles) -> Section:
         loss = _points(stage, "loss")
         if len(stages) <= STEPS:
             series.append(Series("", _thin(loss), colour, marks=False, faint=True))
-        first = stage is run.of("train", stage.variant)[0]  # the legend names each variant once
+        first = stage is _first(stages, stage.variant)  # the legend names each variant once
         called = [f"{stage.variant}: {kind}" if several else kind for kind in ("training", "held out")]
         bold = Series(called[0] * first, _thin(_smooth(loss)), colour, marks=False, dashed=several)
         series.append(bold)
@@ -109,12 +133,16 @@ def section(run: RunFiles) -> Section:
         [Panel(name, drawn, table, wide=True), Panel("learning-rate", rate, rate_table, wide=True)],
         note,
     )
-    return Section("training", "How it learned", figures=[f for f in (figure, _measures(stages, run)) if f])
+    waiting = [_label(s, run) for s in stages if s not in run.of("train")]
+    lead = (
+        escape(f"Not finished yet: {listing(waiting)}; the steps so far are from the log.") if waiting else ""
+    )
+    return Section("training", "How it learned", lead, [f for f in (figure, _measures(stages)) if f])
 
 
-def _measures(stages: Sequence[Stage], run: RunFiles) -> Figure | None:
+def _measures(stages: Sequence[Stage]) -> Figure | None:
     """What the losses and mixers of this run measured at each step besides."""
-    names = run.variants("train")
+    names = list(dict.fromkeys(s.variant for s in stages))
     keys = list(dict.fromkeys(k for s in stages for h in objects(s.result.get("history")) for k in h))
     panels = []
     for key in keys:
@@ -123,7 +151,7 @@ def _measures(stages: Sequence[Stage], run: RunFiles) -> Figure | None:
             continue
         series = [
             Series(
-                s.variant if s is run.of("train", s.variant)[0] else "",
+                s.variant if s is _first(stages, s.variant) else "",
                 _thin(_smooth(points)),
                 names.index(s.variant),
                 marks=False,
@@ -159,6 +187,10 @@ def _as_loss(stage: Stage, key: str) -> bool:
     """Whether a measure says nothing beyond the loss."""
     pairs = [(finite(h.get(key)), finite(h.get("loss"))) for h in objects(stage.result.get("history"))]
     return all(a is None or (b is not None and abs(a - b) <= 1e-4 * abs(b)) for a, b in pairs)
+
+
+def _first(stages: Sequence[Stage], variant: str) -> Stage:
+    return next(s for s in stages if s.variant == variant)
 
 
 def _label(stage: Stage, run: RunFiles) -> str:
