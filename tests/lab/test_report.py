@@ -352,6 +352,7 @@ def test_a_training_under_way_is_drawn_from_the_log(tmp_path: Path) -> None:
     assert "Not finished yet: base" in write_report(run).read_text(encoding="utf-8")
     found = [(int(r["step"]), float(r["loss"])) for r in records(run / "figures/loss.csv")]
     assert found == [(1, 8), (2, 8), (3, 7), (4, 6)]
+    assert not (run / "figures/training-seed.csv").exists()
 
 
 def test_distances_are_those_of_the_methods(tmp_path: Path) -> None:

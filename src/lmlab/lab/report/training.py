@@ -15,7 +15,7 @@ MARGIN = 56.0  # one x axis for both charts
 SMOOTH = 40  # the bold line is the mean over this share of the run
 STEPS = 3  # so many runs are drawn with their single steps; more would hide each other
 RISE = 0.01  # nats a token by which the held-out loss must have risen to be told
-KNOWN = ("step", "tokens", "loss", "lr", "grad_norm", "held_out")
+KNOWN = ("step", "tokens", "loss", "lr", "grad_norm", "held_out", "seed")
 MEASURES = {
     "ce": "cross-entropy, nats a token",
     "emo": "EMO, cost a token",
