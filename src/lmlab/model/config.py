@@ -84,8 +84,8 @@ class DecoderConfig:
     hybrid: Literal["none", "hwfa", "hwfa2"] = "none"
     attention: AttentionOptions = AttentionOptions()
     position: PositionOptions = PositionOptions()
-    vq: VQOptions = VQOptions()  # noqa: RUF009 (frozen)
-    recurrent: RecurrentOptions = RecurrentOptions()  # noqa: RUF009 (frozen)
+    vq: VQOptions = VQOptions()
+    recurrent: RecurrentOptions = RecurrentOptions()
     tie_embeddings: bool = True
     norm_eps: float = 1e-5
     init: Literal["scaled", "mup"] = "scaled"

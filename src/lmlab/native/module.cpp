@@ -12,6 +12,7 @@ void bind_model(nb::module_& m);
 void bind_autophagy(nb::module_& m);
 
 NB_MODULE(_native, m) {
+    nb::set_leak_warnings(false);  // what lives to the end of the process is no leak worth a line to the user
     m.doc() = "Compiled kernels of lmlab. Not a public interface: use the rooms' own functions.";
     auto room = [&m](const char* name, void (*bind)(nb::module_&)) {
         nb::module_ sub = m.def_submodule(name);
