@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lmlab._lazy import door
 
 if TYPE_CHECKING:
+    from lmlab.losses.causal import causal_lm_loss as causal_lm_loss
     from lmlab.losses.cost import Cost as Cost
     from lmlab.losses.fused import linear_cross_entropy as linear_cross_entropy
     from lmlab.losses.fused import linear_emo_loss as linear_emo_loss
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from lmlab.losses.logits import logits_loss as logits_loss
     from lmlab.losses.modules import LinearLoss as LinearLoss
     from lmlab.losses.modules import LogitsLoss as LogitsLoss
+    from lmlab.losses.soft import linear_soft_emo_loss as linear_soft_emo_loss
+    from lmlab.losses.soft import soft_emo_loss as soft_emo_loss
     from lmlab.losses.stats import LossStats as LossStats
 
 __all__ = [
@@ -42,12 +45,15 @@ __all__ = [
     "LossStats",
     "MixCE",
     "TaiLr",
+    "causal_lm_loss",
     "emo_loss",
     "linear_cross_entropy",
     "linear_emo_loss",
     "linear_loss",
+    "linear_soft_emo_loss",
     "logits_loss",
     "named_loss",
+    "soft_emo_loss",
 ]
 
 __getattr__, __dir__ = door(
@@ -58,6 +64,8 @@ __getattr__, __dir__ = door(
         "cost": ["Cost"],
         "fused": ["linear_cross_entropy", "linear_emo_loss", "linear_loss"],
         "logits": ["emo_loss", "logits_loss"],
+        "soft": ["linear_soft_emo_loss", "soft_emo_loss"],
         "modules": ["LinearLoss", "LogitsLoss"],
+        "causal": ["causal_lm_loss"],
     },
 )

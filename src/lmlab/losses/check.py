@@ -25,8 +25,8 @@ def options(
 ) -> Loss:
     """The loss by value, after all that can be said without tensors has been checked."""
     loss = as_loss(loss)
-    if cost is not None and not isinstance(cost, Cost):
-        raise TypeError(f"cost must be a Cost, such as cost=Cost.frozen(weight); got {type(cost).__name__}")
+    if cost is not None:
+        cost_option(cost)
     if isinstance(loss, EMO) and cost is None:
         raise ValueError(f"{loss} needs a cost: pass cost=Cost.frozen(weight), made before the first step")
     if not 0 <= label_smoothing <= 1:
@@ -37,13 +37,35 @@ def options(
         )
     if not (z_loss >= 0 and math.isfinite(z_loss)):
         raise ValueError(f"z_loss={z_loss!r} must be >= 0 and finite")
-    if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):
-        raise ValueError(f"softcap={softcap!r} must be > 0 and finite, or None for no cap")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f'reduction={reduction!r} must be "mean", "sum" or "none"')
-    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 0:
-        raise ValueError(f"budget={budget!r} must be a number of bytes, an int >= 0, such as 64 * 2**20")
+    softcap_option(softcap)
+    reduction_option(reduction)
+    budget_option(budget)
     return loss
+
+
+def cost_option(value: Cost) -> None:
+    if not isinstance(value, Cost):
+        raise TypeError(f"cost must be a Cost, such as cost=Cost.frozen(weight); got {type(value).__name__}")
+
+
+def softcap_option(value: float | None) -> None:
+    if value is not None and not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"softcap={value!r} must be > 0 and finite, or None for no cap")
+
+
+def reduction_option(value: str) -> None:
+    if value not in REDUCTIONS:
+        raise ValueError(f'reduction={value!r} must be "mean", "sum" or "none"')
+
+
+def budget_option(value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"budget={value!r} must be a number of bytes, an int >= 0, such as 64 * 2**20")
+
+
+def finite(name: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise ValueError(f"{name}={value!r} must be finite")
 
 
 def num_items(value: int | Tensor | None, reduction: str) -> None:
@@ -131,15 +153,20 @@ def targets(target: Tensor, leading: torch.Size, v: int, ignore_index: int, like
             f"target must have the leading axes of its partner, {tuple(leading)}; got {tuple(target.shape)}"
         )
     one_device({"the logits' side": like, "target": target})
-    outside = (target != ignore_index) & ((target < 0) | (target >= v))
-    if target.is_cuda:
+    word_ids("target", target, v, ignore_index)
+
+
+def word_ids(name: str, ids: Tensor, v: int, ignore_index: int | None = None) -> None:
+    """On accelerators a device assert, as torch's own: nothing is read back."""
+    outside = (ids < 0) | (ids >= v)
+    if ignore_index is not None:
+        outside &= ids != ignore_index
+    if ids.is_cuda:
         torch._assert_async(~outside.any())
     elif outside.any():
         position = tuple(outside.nonzero()[0].tolist())
-        raise IndexError(
-            f"target{list(position)} = {int(target[position])} is outside [0, {v}) and isn't "
-            f"ignore_index={ignore_index}"
-        )
+        unless = "" if ignore_index is None else f" and isn't ignore_index={ignore_index}"
+        raise IndexError(f"{name}{list(position)} = {int(ids[position])} is outside [0, {v}){unless}")
 
 
 def vocabulary(cost: Cost | None, v: int, device: torch.device) -> None:

@@ -174,6 +174,52 @@ class CostView:
             out *= self.inverse.to(out.dtype)
         return out
 
+    def mixtures(self, tau: Tensor, ids: Tensor | None, out: Tensor) -> None:
+        """Writes r_i = Σ_j τ_j c_ij of each row of tau to `out` [r v].
+
+        tau is [r v], or [r k] with the words ids [r k]; it has the type of `out`.
+        """
+        if self.kind == "matrix":
+            out.copy_(_weighted_rows(self.table, tau, ids, out.dtype))
+            return
+        if self.kind == "zero_one":
+            out.zero_()
+            alone = None
+        else:
+            weights = tau
+            if self.inverse is not None:
+                inverse = self.inverse.to(tau.dtype)
+                weights = tau * (inverse if ids is None else inverse[ids])
+            mixed = _weighted_rows(self.table, weights, ids, out.dtype)
+            if self.mean is not None:
+                mixed -= weights.sum(1, keepdim=True) * self.mean.to(out.dtype)
+            self.cosines_with(mixed, out)
+            norms = torch.linalg.vector_norm(self.table, dim=1) if self.inverse is None else self.inverse
+            alone = norms == 0  # padding words: no cosine makes their cost to themselves 0
+        torch.sub(tau.sum(1, keepdim=True), out, out=out)
+        if alone is None:
+            own = tau
+        else:
+            own = tau * (alone if ids is None else alone[ids])
+        if ids is None:
+            out -= own
+        else:
+            out.scatter_add_(1, ids, -own)
+        out.clamp_min_(0)
+
+
+def _weighted_rows(table: Tensor, weights: Tensor, ids: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Σ_j weights[:, j] · table[j], or of the rows `ids`; a table of another type is cast block by block."""
+    total = torch.zeros(len(weights), table.shape[1], dtype=dtype, device=table.device)
+    if ids is not None:
+        for k in range(ids.shape[1]):
+            total.addcmul_(weights[:, k, None], table.index_select(0, ids[:, k]).to(dtype))
+        return total
+    step = len(table) if table.dtype == dtype else 4096
+    for start in range(0, len(table), step):
+        total.addmm_(weights[:, start : start + step], table[start : start + step].to(dtype))
+    return total
+
 
 def _check_embedding(embedding: Tensor) -> None:
     if not isinstance(embedding, Tensor) or not embedding.is_floating_point():

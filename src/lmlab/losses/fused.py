@@ -1,6 +1,5 @@
 """The losses of hidden and the output head, with the logits made and used chunk by chunk."""
 
-from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, Unpack, overload
 
 import torch
@@ -9,12 +8,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lmlab.losses import check
-from lmlab.losses.cost import Cost, CostView
+from lmlab.losses.cost import Cost
 from lmlab.losses.kinds import CE, EMO, Loss
-from lmlab.losses.plan import make_plan
-from lmlab.losses.rows import RowCosts, RowOptions, RowResults, sum_dtype
+from lmlab.losses.labels import HardLabels, Labels
+from lmlab.losses.rows import RowOptions, RowResults, sum_dtype
 from lmlab.losses.stats import LossStats
-from lmlab.losses.visit import row_bytes, visit_rows
+from lmlab.losses.visit import row_bytes
 
 
 class LinearOptions(TypedDict, total=False):
@@ -28,32 +27,6 @@ class LinearOptions(TypedDict, total=False):
     reduction: str
     num_items: int | Tensor | None
     budget: int
-
-
-@dataclass(frozen=True)
-class Call:
-    """All of a call that isn't a tensor of autograd's."""
-
-    options: RowOptions
-    cost: Cost | None
-    ignore_index: int
-    reduction: str
-    num_items: int | Tensor | None
-    budget: int
-    gradient: bool
-
-    def divisor(self, count: int) -> float | Tensor:
-        """What the sum over tokens is divided by. A tensor on an accelerator isn't read back."""
-        if self.reduction != "mean":
-            return 1.0
-        if self.num_items is None:
-            return float(max(count, 1))
-        if isinstance(self.num_items, Tensor) and self.num_items.device.type != "cpu":
-            return self.num_items.clamp(min=1)
-        items = float(self.num_items)
-        if items <= 0 and count > 0:
-            raise ValueError(f"num_items={items:g} must be > 0: {count} tokens of this call are kept")
-        return max(items, 1.0)
 
 
 _CE = CE()
@@ -125,17 +98,20 @@ def linear_loss(
     check.targets(target, hidden.shape[:-1], weight.shape[0], ignore_index, hidden)
     check.vocabulary(cost, weight.shape[0], weight.device)
     hidden, weight, bias = autocast(hidden, weight, bias)
-    call = Call(
-        RowOptions(kind, label_smoothing, z_loss, softcap),
+    flat = target.reshape(-1)
+    labels = HardLabels(
+        target.shape,
+        (flat != ignore_index).nonzero()[:, 0],
         cost,
-        ignore_index,
         reduction,
         num_items,
         budget,
         torch.is_grad_enabled(),
+        flat,
+        RowOptions(kind, label_smoothing, z_loss, softcap),
     )
-    outputs = _LinearLoss.apply(hidden, weight, bias, target, call)
-    return result(outputs, call, target) if return_stats else outputs[0]
+    outputs = FusedLoss.apply(hidden, weight, bias, labels)
+    return with_stats(outputs, labels) if return_stats else outputs[0]
 
 
 def linear_cross_entropy(
@@ -180,60 +156,52 @@ def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     return tensors
 
 
-def result(outputs: tuple[Tensor, ...], call: Call, target: Tensor) -> tuple[Tensor, LossStats]:
-    """The value and the statistics of a call."""
+def with_stats(outputs: tuple[Tensor, ...], labels: Labels) -> tuple[Tensor, LossStats]:
+    """The value and the statistics among the outputs of an autograd function of this room."""
     value, ce, emo, lse, correct = outputs
-    count = int((target != call.ignore_index).sum())
-    return value, LossStats(ce, emo if call.cost is not None else None, lse, correct, count)
+    return value, LossStats(ce, emo if labels.cost is not None else None, lse, correct, len(labels.kept))
 
 
-class _LinearLoss(torch.autograd.Function):
+class FusedLoss(torch.autograd.Function):
     """Gradients of "mean" and "sum" are made in the forward pass, chunk by chunk, of "none" in backward."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, call: Call
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Labels
     ) -> tuple[Tensor, ...]:
-        flat = target.reshape(-1)
-        kept = (flat != call.ignore_index).nonzero()[:, 0]
-        dtype = sum_dtype(hidden)
-        results = RowResults.zeros(len(flat), dtype, hidden.device)
-        divisor = call.divisor(len(kept))
-        wanted = tuple(need and call.gradient for need in ctx.needs_input_grad[:3])
-        now = wanted if call.reduction != "none" else (False, False, False)
+        results = labels.results(hidden)
+        divisor = labels.divisor()
+        wanted = tuple(need and labels.gradient for need in ctx.needs_input_grad[:3])
+        now = wanted if labels.reduction != "none" else (False, False, False)
         # Half types keep gradients of the plain sum, scaled once at the end: 1 / n would underflow in them.
-        early = not isinstance(divisor, Tensor) and hidden.dtype == dtype
+        early = not isinstance(divisor, Tensor) and hidden.dtype == results.value.dtype
         scale = 1 / divisor if early and not isinstance(divisor, Tensor) else 1.0
-        gradients = sweep(hidden, weight, bias, flat, kept, call, scale, now, results)
+        gradients = sweep(hidden, weight, bias, labels, scale, now, results)
 
-        ctx.call, ctx.wanted, ctx.late = call, wanted, 1.0 if early else 1 / divisor
+        ctx.labels, ctx.wanted, ctx.late = labels, wanted, 1.0 if early else 1 / divisor
         ctx.set_materialize_grads(False)
         ctx.dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias)]
-        if call.reduction == "none":
-            ctx.save_for_backward(hidden, weight, bias, flat, kept)
-            value = results.value.view(target.shape)
+        if labels.reduction == "none":
+            ctx.save_for_backward(hidden, weight, bias, *labels.tensors)
         else:
             ctx.save_for_backward(*gradients)
-            value = (results.value.sum(dtype=exact_dtype(results.value)) / divisor).to(dtype)
-        stats = [s.view(target.shape) for s in (results.ce, results.emo, results.lse, results.correct)]
+        stats = results.stats(labels.shape)
         ctx.mark_non_differentiable(*stats)
-        return (value, *stats)
+        return (labels.value(results, divisor), *stats)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return None, None, None, None, None
-        call: Call = ctx.call
-        if call.reduction != "none":
+            return None, None, None, None
+        labels: Labels = ctx.labels
+        if labels.reduction != "none":
             saved = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-            return (*(_scaled(g, grad * ctx.late, dtype) for g, dtype in saved), None, None)
-        hidden, weight, bias, flat, kept = ctx.saved_tensors
-        results = RowResults.zeros(len(flat), sum_dtype(hidden), hidden.device)
-        per_token = grad.reshape(-1)
-        made = sweep(hidden, weight, bias, flat, kept, call, per_token, ctx.wanted, results)
+            return (*(_scaled(g, grad * ctx.late, dtype) for g, dtype in saved), None)
+        hidden, weight, bias, *_ = ctx.saved_tensors
+        made = sweep(hidden, weight, bias, labels, grad.reshape(-1), ctx.wanted, labels.results(hidden))
         made_of = zip(made, ctx.dtypes, strict=True)
-        return (*(None if g is None else g.to(dtype) for g, dtype in made_of), None, None)
+        return (*(None if g is None else g.to(dtype) for g, dtype in made_of), None)
 
 
 def _scaled(gradient: Tensor | None, factor: Tensor, dtype: torch.dtype | None) -> Tensor | None:
@@ -241,60 +209,36 @@ def _scaled(gradient: Tensor | None, factor: Tensor, dtype: torch.dtype | None) 
     return None if gradient is None else (gradient * factor).to(dtype)
 
 
-def exact_dtype(values: Tensor) -> torch.dtype:
-    """The type to sum losses in; accelerators have slow float64."""
-    return torch.float64 if values.device.type == "cpu" else values.dtype
-
-
 def sweep(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    target: Tensor,
-    kept: Tensor,
-    call: Call,
+    labels: Labels,
     scale: float | Tensor,
     wanted: tuple[bool, ...],
     results: RowResults,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Visit the tokens `kept` of hidden [… d] and target [n]; returns the wanted gradients of Σ scale · loss.
+    """Visit the kept tokens of hidden [… d]; returns the wanted gradients of Σ scale · loss.
 
     scale: one factor for all tokens, or one for each of the n. dweight and dbias come in the type of the sum.
     """
     v, device = weight.shape[0], weight.device
     dtype = sum_dtype(hidden)
-    view = None if call.cost is None else CostView(call.cost)
-    plan = make_plan(target, kept, row_bytes(v, weight.dtype, device), view, v * dtype.itemsize, call.budget)
-    logits = weight.new_empty(plan.rows, v)
-    table = weight.new_empty(plan.cost_rows, v, dtype=dtype) if plan.words is not None else None
     dhidden = torch.zeros(hidden.shape, dtype=hidden.dtype, device=device) if wanted[0] else None
     dweight = torch.zeros(weight.shape, dtype=dtype, device=device) if wanted[1] else None
     dbias = torch.zeros(v, dtype=dtype, device=device) if wanted[2] else None
-    costs = None
     with torch.autocast(device.type, enabled=False):
-        for chunk in plan.chunks():
-            tokens = plan.order[chunk.start : chunk.stop]
+        most, chunks = labels.chunks(v, weight, row_bytes(v, weight.dtype, device), results)
+        logits = weight.new_empty(most, v)
+        for tokens, visit in chunks:
             h = gather_rows(hidden, tokens)
             z = logits[: len(tokens)]
             if bias is None:
                 torch.mm(h, weight.T, out=z)
             else:
                 torch.addmm(bias, h, weight.T, out=z)
-            if view is not None:
-                if chunk.words is not None and table is not None:
-                    view.rows(chunk.words, table[: len(chunk.words)])
-                costs = RowCosts(table, chunk.index, view.cosines)
-            visit_rows(
-                z,
-                z if any(wanted) else None,
-                plan.target[chunk.start : chunk.stop],
-                costs,
-                call.options,
-                scale[tokens] if isinstance(scale, Tensor) else scale,
-                None,
-                tokens,
-                results,
-            )
+            factor = scale[tokens] if isinstance(scale, Tensor) else scale
+            visit(z, z if any(wanted) else None, scale=factor, rows=None)
             if dhidden is not None:
                 dhidden.view(-1, hidden.shape[-1]).index_copy_(0, tokens, torch.mm(z, weight))
             if dweight is not None:

@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lmlab.losses import check
-from lmlab.losses.cost import Cost, CostView
-from lmlab.losses.fused import Call, exact_dtype, gather_rows, result
+from lmlab.losses.cost import Cost
+from lmlab.losses.fused import gather_rows, with_stats
 from lmlab.losses.kinds import CE, EMO, Loss
-from lmlab.losses.plan import make_plan
-from lmlab.losses.rows import RowCosts, RowOptions, RowResults, sum_dtype
+from lmlab.losses.labels import HardLabels, Labels
+from lmlab.losses.rows import RowOptions, RowResults
 from lmlab.losses.stats import LossStats
-from lmlab.losses.visit import is_native, row_bytes, visit_rows
+from lmlab.losses.visit import is_native, row_bytes
 
 
 class LogitsOptions(TypedDict, total=False):
@@ -85,17 +85,20 @@ def logits_loss(
     check.logits(logits)
     check.targets(target, logits.shape[:-1], logits.shape[-1], ignore_index, logits)
     check.vocabulary(cost, logits.shape[-1], logits.device)
-    call = Call(
-        RowOptions(kind, label_smoothing, z_loss, softcap),
+    flat = target.reshape(-1)
+    labels = HardLabels(
+        target.shape,
+        (flat != ignore_index).nonzero()[:, 0],
         cost,
-        ignore_index,
         reduction,
         num_items,
         budget,
         torch.is_grad_enabled(),
+        flat,
+        RowOptions(kind, label_smoothing, z_loss, softcap),
     )
-    outputs = _LogitsLoss.apply(logits, target, call)
-    return result(outputs, call, target) if return_stats else outputs[0]
+    outputs = LossOfLogits.apply(logits, labels)
+    return with_stats(outputs, labels) if return_stats else outputs[0]
 
 
 def emo_loss(
@@ -113,72 +116,54 @@ def emo_loss(
     return logits_loss(logits, target, loss, cost=cost, **options)
 
 
-class _LogitsLoss(torch.autograd.Function):
+class LossOfLogits(torch.autograd.Function):
+    """The gradient is made in backward, into one tensor of the size of the logits."""
+
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, call: Call) -> tuple[Tensor, ...]:
-        flat = target.reshape(-1)
-        kept = (flat != call.ignore_index).nonzero()[:, 0]
-        results = RowResults.zeros(len(flat), sum_dtype(logits), logits.device)
-        divisor = call.divisor(len(kept))
-        sweep_logits(logits, flat, kept, call, 1.0, None, results)
-        ctx.call, ctx.divisor = call, divisor
+    def forward(ctx: Any, logits: Tensor, labels: Labels) -> tuple[Tensor, ...]:
+        results = labels.results(logits)
+        divisor = labels.divisor()
+        sweep_logits(logits, labels, 1.0, None, results)
+        ctx.labels, ctx.divisor = labels, divisor
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(logits, flat, kept)
-        if call.reduction == "none":
-            value = results.value.view(target.shape)
-        else:
-            value = (results.value.sum(dtype=exact_dtype(results.value)) / divisor).to(results.value.dtype)
-        stats = [s.view(target.shape) for s in (results.ce, results.emo, results.lse, results.correct)]
+        ctx.save_for_backward(logits, *labels.tensors)
+        stats = results.stats(labels.shape)
         ctx.mark_non_differentiable(*stats)
-        return (value, *stats)
+        return (labels.value(results, divisor), *stats)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return None, None, None
-        logits, flat, kept = ctx.saved_tensors
-        results = RowResults.zeros(len(flat), sum_dtype(logits), logits.device)
+            return None, None
+        labels: Labels = ctx.labels
+        logits, *_ = ctx.saved_tensors
+        n = labels.shape.numel()
         out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-        if len(kept) < len(flat):
-            out.view(-1, logits.shape[-1])[flat == ctx.call.ignore_index] = 0
-        per_token = (grad / ctx.divisor).expand(flat.shape) if grad.ndim == 0 else grad.reshape(-1)
-        sweep_logits(logits, flat, kept, ctx.call, per_token, out, results)
-        return out, None, None
+        if len(labels.kept) < n:
+            ignored = torch.ones(n, dtype=torch.bool, device=logits.device)
+            ignored[labels.kept] = False
+            out.view(n, -1)[ignored] = 0
+        per_token = (grad / ctx.divisor).expand(n) if grad.ndim == 0 else grad.reshape(-1)
+        sweep_logits(logits, labels, per_token, out, labels.results(logits))
+        return out, None
 
 
 def sweep_logits(
-    logits: Tensor,
-    target: Tensor,
-    kept: Tensor,
-    call: Call,
-    scale: float | Tensor,
-    out: Tensor | None,
-    results: RowResults,
+    logits: Tensor, labels: Labels, scale: float | Tensor, out: Tensor | None, results: RowResults
 ) -> None:
-    """Visit the tokens `kept` of logits [… v] and target [n]; their gradient goes to `out` (contiguous)."""
+    """Visit the kept tokens of logits [… v]; their gradient goes to `out`, which is contiguous."""
     v, device = logits.shape[-1], logits.device
-    dtype = sum_dtype(logits)
-    view = None if call.cost is None else CostView(call.cost)
     in_place = logits.is_contiguous() and is_native(logits.dtype, device)
     bytes_of_row = 1 if in_place else row_bytes(v, logits.dtype, device)
-    plan = make_plan(target, kept, bytes_of_row, view, v * dtype.itemsize, call.budget)
-    table = logits.new_empty(plan.cost_rows, v, dtype=dtype) if plan.words is not None else None
+    _, chunks = labels.chunks(v, logits, bytes_of_row, results)
     flat_out = None if out is None else out.view(-1, v)
-    costs = None
-    for chunk in plan.chunks():
-        tokens, targets = plan.order[chunk.start : chunk.stop], plan.target[chunk.start : chunk.stop]
+    for tokens, visit in chunks:
         factor = scale[tokens] if isinstance(scale, Tensor) else scale
-        if view is not None:
-            if chunk.words is not None and table is not None:
-                view.rows(chunk.words, table[: len(chunk.words)])
-            costs = RowCosts(table, chunk.index, view.cosines)
         if in_place:
-            u = logits.view(-1, v)
-            visit_rows(u, flat_out, targets, costs, call.options, factor, tokens, tokens, results)
+            visit(logits.view(-1, v), flat_out, scale=factor, rows=tokens)
         else:
             z = gather_rows(logits, tokens).contiguous()
-            du = None if flat_out is None else z
-            visit_rows(z, du, targets, costs, call.options, factor, None, tokens, results)
+            visit(z, None if flat_out is None else z, scale=factor, rows=None)
             if flat_out is not None:
                 flat_out[tokens] = z

@@ -43,13 +43,13 @@ class Plan:
     def chunks(self) -> Iterator[Chunk]:
         """Tokens with equal targets share a cost row, so they are neighbours in `order`."""
         if self.words is None or self.index is None:
-            for start, stop in _even(0, len(self.order), self.rows):
+            for start, stop in pieces(0, len(self.order), self.rows):
                 yield Chunk(start, stop, None, None)
             return
         for low in range(0, len(self.words), self.cost_rows):
             high = min(low + self.cost_rows, len(self.words))
             words: Tensor | None = self.words[low:high]
-            for start, stop in _even(self.first[low], self.first[high], self.rows):
+            for start, stop in pieces(self.first[low], self.first[high], self.rows):
                 yield Chunk(start, stop, words, self.index[start:stop] - low)
                 words = None
 
@@ -67,8 +67,8 @@ def make_plan(
         )
         first = [0, *counts.cumsum(0).tolist()]
     share = budget // (2 if table else 1)
-    rows = _rows(share, row_bytes, len(order))
-    cost_rows = _rows(share, cost_bytes, len(words)) if words is not None else 0
+    rows = rows_within(share, row_bytes, len(order))
+    cost_rows = rows_within(share, cost_bytes, len(words)) if words is not None else 0
     if rows < min(_FEW_ROWS, len(order)):
         warnings.warn(
             f"budget={budget} bytes holds {rows} rows of logits, and so few make slow matmuls; "
@@ -78,13 +78,14 @@ def make_plan(
     return Plan(order, target[order], rows, cost_rows, words, index, first)
 
 
-def _rows(share: int, row_bytes: int, most: int) -> int:
+def rows_within(budget: int, row_bytes: int, most: int) -> int:
+    """How many rows a buffer within the budget has: at least one, at most `most`, no more than pay."""
     enough = max(_ENOUGH, 2 * _FEW_ROWS * row_bytes)
-    return max(1, min(min(share, enough) // row_bytes, most))
+    return max(1, min(min(budget, enough) // row_bytes, most))
 
 
-def _even(start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
+def pieces(start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
     """Cut [start, stop) into the fewest pieces of at most `most`, as equal as they can be."""
-    pieces = -(-(stop - start) // most)
-    for piece in range(pieces):
-        yield start + (stop - start) * piece // pieces, start + (stop - start) * (piece + 1) // pieces
+    count = -(-(stop - start) // most)
+    for piece in range(count):
+        yield start + (stop - start) * piece // count, start + (stop - start) * (piece + 1) // count

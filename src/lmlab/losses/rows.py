@@ -50,6 +50,10 @@ class RowResults:
         value, ce, emo, lse = torch.zeros(4, n, dtype=dtype, device=device).unbind()
         return cls(value, ce, emo, lse, torch.zeros(n, dtype=torch.bool, device=device))
 
+    def stats(self, shape: torch.Size) -> list[Tensor]:
+        """ce, emo, lse and correct in the tokens' shape."""
+        return [each.view(shape) for each in (self.ce, self.emo, self.lse, self.correct)]
+
 
 def sum_dtype(tensor: Tensor) -> torch.dtype:
     """The type in which a loss is summed: float64 for float64, else float32."""

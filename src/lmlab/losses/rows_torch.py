@@ -52,6 +52,39 @@ def visit_rows(
             out[rows] = du.to(out.dtype)
 
 
+def visit_soft_rows(
+    u: Tensor,
+    out: Tensor | None,
+    costs: Tensor,
+    mass: Tensor,
+    weights: tuple[float, float],
+    softcap: float | None,
+    scale: float | Tensor,
+    rows: Tensor | None,
+    tokens: Tensor,
+    results: RowResults,
+) -> None:
+    """See `visit.visit_soft_rows`."""
+    z = u if rows is None else u.index_select(0, rows)
+    if softcap is not None:
+        z = softcap * torch.tanh(z / softcap)
+    lse = z.logsumexp(1, keepdim=True)
+    p = torch.exp(z - lse)
+    emo = (p * costs).sum(1, keepdim=True)
+    results.lse[tokens], results.emo[tokens] = lse[:, 0], emo[:, 0]
+    if out is None:
+        return
+    ce_weight, emo_weight = weights
+    du = p * (ce_weight * mass[:, None] + emo_weight * (costs - emo))
+    if softcap is not None:
+        du *= 1 - (z / softcap).square()
+    du *= scale[:, None] if isinstance(scale, Tensor) else scale
+    if rows is None:
+        out.copy_(du)
+    else:
+        out[rows] = du
+
+
 def row_pass(
     u: Tensor,
     t: Tensor,

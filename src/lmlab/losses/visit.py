@@ -98,6 +98,45 @@ def visit_rows(
     )
 
 
+def visit_soft_rows(
+    u: Tensor,
+    out: Tensor | None,
+    costs: Tensor,
+    mass: Tensor,
+    weights: tuple[float, float],
+    softcap: float | None,
+    scale: float | Tensor,
+    rows: Tensor | None,
+    tokens: Tensor,
+    results: RowResults,
+) -> None:
+    """Visit rows of u for soft labels: fills emo = Σ_i p_i r_i and lse, and du without the term of each τ_j z_j.
+
+    costs [r v]: r_i = Σ_j τ_j c_ij. mass [r]: Σ_j τ_j. weights: of cross-entropy and of emo. u has the type of
+    the sums; all else is as in `visit_rows`.
+    """
+    if not is_native(u.dtype, u.device):
+        rows_torch.visit_soft_rows(u, out, costs, mass, weights, softcap, scale, rows, tokens, results)
+        return
+    module = native_module()
+    assert module is not None
+    module.visit_soft_rows(
+        u.detach(),
+        out,
+        tokens,
+        rows,
+        costs,
+        mass,
+        scale.to(u.dtype) if isinstance(scale, Tensor) else None,
+        1.0 if isinstance(scale, Tensor) else scale,
+        results.emo,
+        results.lse,
+        *weights,
+        softcap or 0.0,
+        torch.get_num_threads(),
+    )
+
+
 def _cost_kind(costs: RowCosts | None) -> int:
     """The number of `enum class CostKind`: none, zero_one, cosines, costs."""
     if costs is None:

@@ -82,6 +82,46 @@ void visit_rows(Array logits, std::optional<Array> gradient, Integers target, In
         throw std::invalid_argument("logits are float32, float64 or bfloat16");
 }
 
+template <class T>
+void run_soft(const Array& logits, const std::optional<Array>& gradient, const Integers& token,
+              const std::optional<Integers>& row, const Array& table, const Array& mass,
+              const std::optional<Array>& scales, double scale, const Array& emo, const Array& lse,
+              const Options& options, int threads) {
+    for (const Array* array : {&table, &mass, &emo, &lse})
+        if (array->dtype() != nb::dtype<T>()) throw std::invalid_argument("all arrays have the logits' type");
+    Rows<T> rows{};
+    rows.logits = static_cast<const T*>(logits.data());
+    rows.gradient = gradient ? static_cast<T*>(gradient->data()) : nullptr;
+    rows.row = row ? row->data() : nullptr;
+    rows.token = token.data();
+    rows.table = static_cast<const T*>(table.data());
+    rows.mass = static_cast<const T*>(mass.data());
+    rows.scales = scales ? static_cast<const T*>(scales->data()) : nullptr;
+    rows.emo = static_cast<T*>(emo.data());
+    rows.lse = static_cast<T*>(lse.data());
+    rows.v = static_cast<int64_t>(logits.shape(1));
+    rows.scale = scale;
+    rows.options = options;
+    const auto count = static_cast<int64_t>(token.shape(0));
+    nb::gil_scoped_release release;
+    lmlab::parallel_for(threads, count, 4, [&rows](int64_t begin, int64_t end) { visit_soft(rows, begin, end); });
+}
+
+void visit_soft_rows(Array logits, std::optional<Array> gradient, Integers token, std::optional<Integers> row,
+                     Array table, Array mass, std::optional<Array> scales, double scale, Array emo, Array lse,
+                     double ce_weight, double emo_weight, double softcap, int threads) {
+    Options options;
+    options.first = ce_weight;
+    options.second = emo_weight;
+    options.softcap = softcap;
+    if (logits.dtype() == nb::dtype<float>())
+        run_soft<float>(logits, gradient, token, row, table, mass, scales, scale, emo, lse, options, threads);
+    else if (logits.dtype() == nb::dtype<double>())
+        run_soft<double>(logits, gradient, token, row, table, mass, scales, scale, emo, lse, options, threads);
+    else
+        throw std::invalid_argument("logits are float32 or float64");
+}
+
 }  // namespace
 
 void bind_losses(nb::module_& m) {
@@ -93,4 +133,9 @@ void bind_losses(nb::module_& m) {
           nb::arg("correct").noconvert(), nb::arg("loss"), nb::arg("first"), nb::arg("second"), nb::arg("clamp"),
           nb::arg("shift"), nb::arg("smoothing"), nb::arg("z_loss"), nb::arg("softcap"), nb::arg("threads"),
           "See lmlab.losses.visit.");
+    m.def("visit_soft_rows", &visit_soft_rows, nb::arg("logits").noconvert(), nb::arg("gradient").noconvert().none(),
+          nb::arg("token").noconvert(), nb::arg("row").noconvert().none(), nb::arg("table").noconvert(),
+          nb::arg("mass").noconvert(), nb::arg("scales").noconvert().none(), nb::arg("scale"),
+          nb::arg("emo").noconvert(), nb::arg("lse").noconvert(), nb::arg("ce_weight"), nb::arg("emo_weight"),
+          nb::arg("softcap"), nb::arg("threads"), "See lmlab.losses.visit.");
 }

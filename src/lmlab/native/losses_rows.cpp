@@ -55,9 +55,23 @@ struct Extras {
     S cap, inverse;
 };
 
+template <class S, bool plain>
+LMLAB_INLINE Extras<S> extras_of(const Options& o) {
+    const bool capped = !plain && o.softcap > 0;
+    const S cap = static_cast<S>(o.softcap);
+    return {capped, !plain && o.smoothing > 0, cap, capped ? 1 / cap : S{0}};
+}
+
 template <bool plain, class V, class S>
 LMLAB_INLINE V soft_capped(V u, const Extras<S>& extras) {
     return !plain && extras.capped ? extras.cap * tanh_of(u * extras.inverse) : u;
+}
+
+// One logit in the vectors' own arithmetic, so that the greatest z is exactly that of the sums.
+template <class T, bool plain>
+LMLAB_INLINE double one_capped(double u, const Extras<Scalar<T>>& extras) {
+    const Vector<T> lanes = Vector<T>{} + static_cast<Scalar<T>>(u);
+    return static_cast<double>(soft_capped<plain>(lanes, extras)[0]);
 }
 
 // Adds to `sums` the words [0, count) of a row whose greatest z is m.
@@ -185,9 +199,8 @@ LMLAB_INLINE void visit_row(const Rows<T>& rows, int64_t i) {
     const int64_t where = (rows.row ? rows.row[i] : i) * v;
     const T* u = rows.logits + where;
     const S* c = costed ? rows.table + rows.index[i] * v : nullptr;
-    const bool capped = !plain && o.softcap > 0, smoothed = !plain && o.smoothing > 0;
-    const S cap = static_cast<S>(o.softcap);
-    const Extras<S> extras{capped, smoothed, cap, capped ? 1 / cap : S{0}};
+    const Extras<S> extras = extras_of<S, plain>(o);
+    const bool capped = extras.capped, smoothed = extras.smoothed;
 
     struct Side {
         int64_t start, count;
@@ -197,12 +210,7 @@ LMLAB_INLINE void visit_row(const Rows<T>& rows, int64_t i) {
     for (Side& side : sides) side.top = largest(u + side.start, side.count);
     const double u_t = widen(u[t]), top_before = sides[0].top, top_after = sides[1].top;
     const double top = std::max(std::max(top_before, top_after), u_t);
-    // tanh in the vectors' own arithmetic, so that the greatest z is exactly that of the sums.
-    auto one_capped = [&](double x) {
-        const Vector<T> lanes = Vector<T>{} + static_cast<S>(x);
-        return static_cast<double>(soft_capped<plain>(lanes, extras)[0]);
-    };
-    const double m = one_capped(top), z_t = one_capped(u_t);
+    const double m = one_capped<T, plain>(top, extras), z_t = one_capped<T, plain>(u_t, extras);
 
     Sums sums;
     for (const Side& side : sides)
@@ -245,6 +253,35 @@ LMLAB_INLINE void visit_row(const Rows<T>& rows, int64_t i) {
     narrow(out + t, d * scale);
 }
 
+template <class T, bool plain>
+LMLAB_INLINE void visit_soft_row(const Rows<T>& rows, int64_t i) {
+    using S = Scalar<T>;
+    const Options& o = rows.options;
+    const int64_t v = rows.v, token = rows.token[i], where = (rows.row ? rows.row[i] : i) * v;
+    const T* u = rows.logits + where;
+    const S* c = rows.table + i * v;
+    const Extras<S> extras = extras_of<S, plain>(o);
+    const S m = static_cast<S>(one_capped<T, plain>(largest(u, v), extras));
+    Sums sums;
+    add_up<T, CostKind::costs, plain>(u, c, v, m, extras, sums);
+    const double emo = sums.cost / sums.e;
+    rows.lse[token] = static_cast<S>(m + std::log(sums.e));
+    rows.emo[token] = static_cast<S>(emo);
+    if (!rows.gradient) return;
+    const double scale = (rows.scales ? static_cast<double>(rows.scales[i]) : rows.scale) / sums.e;
+    const double base = (o.first * rows.mass[i] - o.second * emo) * scale;
+    const Slopes<S> slopes{m, static_cast<S>(base), static_cast<S>(o.second * scale), S{0}};
+    differentiate<T, CostKind::costs, plain>(u, rows.gradient + where, c, v, slopes, extras);
+}
+
+template <class T>
+LMLAB_INLINE void visit_soft_rows(const Rows<T>& rows, int64_t begin, int64_t end) {
+    if (rows.options.softcap > 0)
+        for (int64_t i = begin; i < end; ++i) visit_soft_row<T, false>(rows, i);
+    else
+        for (int64_t i = begin; i < end; ++i) visit_soft_row<T, true>(rows, i);
+}
+
 template <class T, CostKind kind>
 LMLAB_INLINE void visit_rows(const Rows<T>& rows, int64_t begin, int64_t end) {
     if (rows.options.smoothing > 0 || rows.options.softcap > 0)
@@ -269,6 +306,12 @@ LMLAB_MULTIVERSION void visit(const Rows<float>& rows, int64_t begin, int64_t en
 LMLAB_MULTIVERSION void visit(const Rows<double>& rows, int64_t begin, int64_t end) { visit_rows(rows, begin, end); }
 LMLAB_MULTIVERSION void visit(const Rows<bfloat16>& rows, int64_t begin, int64_t end) {
     visit_rows(rows, begin, end);
+}
+LMLAB_MULTIVERSION void visit_soft(const Rows<float>& rows, int64_t begin, int64_t end) {
+    visit_soft_rows(rows, begin, end);
+}
+LMLAB_MULTIVERSION void visit_soft(const Rows<double>& rows, int64_t begin, int64_t end) {
+    visit_soft_rows(rows, begin, end);
 }
 
 }  // namespace lmlab::losses

@@ -29,10 +29,11 @@ struct Rows {
     const T* logits;         // [.. v]
     T* gradient;             // like logits (or the same), or null
     const int64_t* row;      // [r] which row of logits and gradient; null: 0, 1, ...
-    const int64_t* target;   // [r]
+    const int64_t* target;   // [r]; null in visit_soft
     const int64_t* token;    // [r] where the results go
     const S* table;          // [u v], for CostKind cosines and costs
     const int64_t* index;    // [r] which row of table
+    const S* mass;           // [r] Σ τ of the row, in visit_soft only
     const S* scales;         // [r] factor of each row's gradient; null: `scale` for all
     S* value;
     S* ce;
@@ -48,5 +49,10 @@ struct Rows {
 void visit(const Rows<float>& rows, int64_t begin, int64_t end);
 void visit(const Rows<double>& rows, int64_t begin, int64_t end);
 void visit(const Rows<bfloat16>& rows, int64_t begin, int64_t end);
+
+// Soft labels: table [r v] holds r_i = Σ_j τ_j c_ij of each row. Fills lse and emo = Σ_i p_i r_i, and the gradient of
+// first · Σ_j τ_j (lse - sg(z_j)) + second · emo; the term of the z_j is the caller's.
+void visit_soft(const Rows<float>& rows, int64_t begin, int64_t end);
+void visit_soft(const Rows<double>& rows, int64_t begin, int64_t end);
 
 }  // namespace lmlab::losses
