@@ -5,13 +5,13 @@ from typing import Any, Literal, TypedDict, Unpack, overload
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lmlab.losses import check
 from lmlab.losses.cost import Cost
 from lmlab.losses.fused import gather_rows, with_stats
 from lmlab.losses.kinds import CE, EMO, Loss
 from lmlab.losses.labels import HardLabels, Labels
+from lmlab.losses.once import differentiable_once
 from lmlab.losses.rows import RowOptions, RowResults
 from lmlab.losses.stats import LossStats
 from lmlab.losses.visit import is_native, row_bytes
@@ -132,7 +132,7 @@ class LossOfLogits(torch.autograd.Function):
         return (labels.value(results, divisor), *stats)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad is None:
             return None, None
