@@ -1,6 +1,7 @@
 """Closed forms against each other and against the exact laws."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -119,6 +120,84 @@ def test_log_det_stays_exact_where_the_covariance_is_lost():
     paths = laws.gaussian(Synthetic(4), generations=200, trials=400, d=3, record=[200], seed=5)
     mean, variance = theory.log_variance(4, 200, d=3)
     assert abs(paths.log_det.mean() - mean) < 5 * math.sqrt(variance / 400)
+
+
+def test_base_and_effective_rows():
+    for n in (1.5, 2, 3, 30, 80, 81, 82, 1000, 10**7):
+        x = (n - 1) / 2
+        lost = (
+            1 - special.poch(x, 0.5) / math.sqrt(x)
+            if n < 1000
+            else 1 / (8 * x) - 1 / (128 * x * x) - 5 / (1024 * x**3)
+        )
+        assert theory.base_w2(n) == pytest.approx(1 / n + 2 * lost, rel=1e-9)
+        assert theory.effective_n(theory.base_w2(n)) == pytest.approx(n, rel=1e-9)
+        assert theory.effective_n(theory.base_w2(n, 7), 7) == pytest.approx(n, rel=1e-12)
+    drawn = laws.gaussian(Synthetic(9), generations=1, trials=100_000, seed=3).w2()[0]
+    assert abs(drawn.mean() - theory.base_w2(9)) < 5 * drawn.std() / math.sqrt(100_000)
+    drawn = laws.gaussian(Synthetic(4000), generations=1, trials=200, d=10, seed=3).w2()[0]
+    assert drawn.mean() == pytest.approx(theory.base_w2(4000, 10), rel=0.03)
+
+
+def test_accumulated_data_keeps_its_variance():
+    for n in (1, 2, 10, 100):
+        product = np.prod(1 - 1 / (n * np.arange(1, 200_000.0) ** 2))
+        assert theory.accumulate_limit(n) == pytest.approx(product, rel=1e-4, abs=1e-4)
+
+
+def test_the_golden_ratio():
+    for k in (0.5, 1.0, 3.0):
+        w = theory.golden_weight(k)
+        n_s = 3000
+        n_r = round(k * n_s)
+        best = theory.weighted_excess(w, k)
+        exact = theory.moments(Weighted(Fresh(n_r, n_s), w), 60).mean_square[-1] * n_r
+        assert exact == pytest.approx(best, rel=0.01)
+        assert best < theory.weighted_excess(w * 1.05, k) and best < theory.weighted_excess(w * 0.95, k)
+        for other in (0.2, 0.9):
+            exact = theory.moments(Weighted(Fresh(n_r, n_s), other), 60).mean_square[-1] * n_r
+            assert exact == pytest.approx(theory.weighted_excess(other, k), rel=0.01)
+    assert theory.golden_weight(1) == pytest.approx((math.sqrt(5) - 1) / 2, rel=1e-12)
+
+
+def test_admissible_rows_at_their_end():
+    assert theory.admissible_n_synth(0.5) == pytest.approx(32.0)
+    assert theory.admissible_n_synth(1.0) == math.inf
+
+
+def test_curated_is_the_double_sum_and_its_limit():
+    rng = np.random.default_rng(0)
+    p, r = rng.dirichlet(np.ones(5)), 3 * rng.standard_normal(5)
+    w = np.exp(r)
+    double = [sum(2 * p[x] * p[y] * w[x] / (w[x] + w[y]) for y in range(5)) for x in range(5)]
+    assert theory.curated(p, r, 1, k=2) == pytest.approx(double, abs=1e-14)
+    assert theory.curated(p, r, 4, k=1) == pytest.approx(p, abs=1e-14)
+    assert theory.curated(p, r, 3, k=10**4) == pytest.approx(theory.curated(p, r, 3), abs=1e-5)
+    assert theory.curated(p, r, 0) == pytest.approx(p, abs=1e-15)
+    two = theory.curated([0.5, 0.5, 0], [0, 800, 0], 2)
+    assert two == pytest.approx([0, 1, 0], abs=1e-15)
+    assert theory.curated([0.5, 0.5, 0], [0, 300, 0], 1, k=3) == pytest.approx([0.125, 0.875, 0], abs=1e-12)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: theory.base_w2(1), "n must be a number > 1, got 1"),
+        (lambda: theory.effective_n(3.0), "w2 must be in (0, 3) for d=1, got 3.0"),
+        (lambda: theory.effective_n(0.0, 2), "w2 must be in (0, 3.5) for d=2, got 0.0"),
+        (lambda: theory.admissible_n_synth(-0.1), "bias must be a number in [0, 1]"),
+        (lambda: theory.golden_weight(0), "k = n_real/n_synth must be a number > 0, got 0"),
+        (lambda: theory.weighted_excess(1.0, 1), "w must be a number in (0, 1), got 1.0"),
+        (lambda: theory.heterozygosity([0.5, 0.4], 3, 1), "p0 must be probabilities [v] that sum to 1"),
+        (lambda: theory.curated([1.0], [1.0, 2.0], 1), "reward must be finite numbers [1]"),
+        (lambda: theory.curated([1.0], [1.0], 1, k=0), "k must be a whole number >= 1, got 0"),
+        (lambda: theory.plateau(0, 5), "n_real must be a whole number >= 1, got 0"),
+    ],
+)
+def test_bad_theory_calls_are_refused(call, text):
+    with pytest.raises(ValueError, match=re.escape(text)):
+        call()
 
 
 @pytest.mark.bad_input

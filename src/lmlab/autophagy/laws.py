@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from lmlab._native import autophagy as _native
 from lmlab.autophagy.blocks import in_blocks
 from lmlab.autophagy.categorical import categorical, kept_generations
 from lmlab.autophagy.checks import check_bias, whole
@@ -25,6 +28,8 @@ from lmlab.autophagy.wishart import bartlett
 
 __all__ = ["Trajectory", "categorical", "gaussian", "phase_map"]
 
+Engine = Literal["native", "numpy"]
+
 _BLOCK = 65_536
 _BLOCK_BYTES = 64 << 20
 
@@ -33,15 +38,22 @@ _BLOCK_BYTES = 64 << 20
 class Trajectory:
     """Fitted models of `r` independent runs at the generations kept.
 
-    engine: "native" or "numpy", which kernel ran. log_det [g r]: of the covariances, taken from their factors
-    where the loop allows, so that it stays exact when they become very narrow.
+    engine: "native" or "numpy", which kernel ran.
     """
 
     engine: str
     generations: Int[np.ndarray, " g"]
     mean: Float[np.ndarray, "g r d"]
     cov: Float[np.ndarray, "g r d d"]
-    log_det: Float[np.ndarray, "g r"]
+    _log_det: Float[np.ndarray, "g r"] | None = None
+
+    @cached_property
+    def log_det(self) -> Float[np.ndarray, "g r"]:
+        """log det Σ, taken from the factors where the loop allows, so that it stays exact when they narrow."""
+        if self._log_det is not None:
+            return self._log_det
+        with np.errstate(divide="ignore"):
+            return np.asarray(np.log(self.cov[..., 0, 0]))
 
     def w2(self) -> Float[np.ndarray, "g r"]:
         """Squared W₂ distance of each model to the real law N(0, I): |m|² + tr(Σ^½ − I)²."""
@@ -63,11 +75,14 @@ def gaussian(
     seed: int = 0,
     record: Sequence[int] | None = None,
     threads: int | None = None,
+    engine: Engine = "native",
 ) -> Trajectory:
     """The loop with a Gaussian that is fitted to rows of N(0, I_d), `trials` times over, drawn exactly.
 
     record: the generations to keep, None: all. threads (None: the processors that this process may use)
-    doesn't change the result. Raises ValueError for bad arguments, and for a subsample: it has no exact law.
+    doesn't change the result. engine: for d = 1 the compiled kernel, or passes of numpy; both have the same
+    law, but not the same numbers; d > 1 is always numpy's. Raises ValueError for bad arguments, and for a
+    subsample: it has no exact law.
     """
     bias = check_bias(bias)
     generations, trials, d = (
@@ -77,31 +92,63 @@ def gaussian(
     )
     if ddof not in (0, 1):
         raise ValueError(f"ddof must be 0 or 1, got {ddof!r}")
+    if engine not in ("native", "numpy"):
+        raise ValueError(f"engine must be 'native' or 'numpy', got {engine!r}")
     kept = kept_generations(record, generations)
     plans = schedule(loop, int(kept[-1]))
     if any(plan.budget is not None for plan in plans):
         raise ValueError(f"laws.gaussian: {loop!r} takes a subsample, which has no exact law; use run(…)")
     program = compile_plans(plans, ddof)
     if d == 1:
-        return _one_dimension(program, kept, trials, bias, seed, threads)
+        return _one_dimension(program, kept, trials, bias, seed, threads, engine)
     return _many_dimensions(program, kept, trials, d, bias, seed, threads)
 
 
 # ---------------------------------------------------------------- d = 1
 def _one_dimension(
-    program: Program, kept: np.ndarray, trials: int, bias: float, seed: int, threads: int | None
+    program: Program,
+    kept: np.ndarray,
+    trials: int,
+    bias: float,
+    seed: int,
+    threads: int | None,
+    engine: Engine,
 ) -> Trajectory:
     mean = np.empty((kept.size, trials))
     var = np.empty((kept.size, trials))
+    steps = _steps(program, kept) if engine == "native" else None
 
     def work(block: int, part: slice) -> None:
         rng = rng_for(seed, 0, "law", block)
-        _numpy_passes(program, kept, bias, rng, mean[:, part], var[:, part])
+        if steps is None:
+            _numpy_passes(program, kept, bias, rng, mean[:, part], var[:, part])
+        else:
+            words = rng.bit_generator.random_raw(_native.SEED_WORDS)
+            _native.run_block(steps, bias, words, mean[:, part], var[:, part])
 
     in_blocks(work, trials, _BLOCK, threads)
-    with np.errstate(divide="ignore"):
-        log_det = np.log(var)
-    return Trajectory("numpy", kept, mean[:, :, None], var[:, :, None, None], log_det)
+    return Trajectory(engine, kept, mean[:, :, None], var[:, :, None, None])
+
+
+def _steps(program: Program, kept: np.ndarray) -> _native.Program:
+    """The program for the compiled kernel; a generation names its steps, and the row of its results."""
+    steps = [step for generation in program.generations for step in generation.steps]
+    ends = np.cumsum([len(generation.steps) for generation in program.generations]).tolist()
+    rows = {int(t): row for row, t in enumerate(kept)}
+    return _native.program(
+        np.array([(s.n, s.source, s.slot) for s in steps], dtype=np.int64),
+        np.array([(s.weight, s.share, s.cross) for s in steps]),
+        np.array(
+            [
+                (g.onto, g.slot, end - len(g.steps), end, rows.get(t, -1))
+                for t, (g, end) in enumerate(zip(program.generations, ends, strict=True), start=1)
+            ],
+            dtype=np.int64,
+        ),
+        np.array([g.denominator for g in program.generations]),
+        program.set_slots,
+        program.model_slots,
+    )
 
 
 def _numpy_passes(

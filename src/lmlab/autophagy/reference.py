@@ -17,33 +17,32 @@ from lmlab.autophagy.loops import Loop, schedule
 def gaussian(
     loop: Loop, *, generations: int, trials: int, d: int = 1, bias: float = 1.0, ddof: int = 1, seed: int = 0
 ) -> tuple[Float[np.ndarray, "g r d"], Float[np.ndarray, "g r d d"]]:
-    """Means and covariances of a Gaussian loop in which every row is drawn, one trial after another."""
+    """Means and covariances of a Gaussian loop in which every row is drawn, `[r n d]` rows at a time."""
     rng = np.random.default_rng(seed)
     means = np.empty((generations, trials, d))
     covs = np.empty((generations, trials, d, d))
-    for r in range(trials):
-        sets: dict[tuple[int, int], np.ndarray] = {}
-        for t, plan in enumerate(schedule(loop, generations)):
-            for part in plan.parts:
-                name = (part.born, part.model)
-                if name in sets:
-                    continue
-                rows = rng.standard_normal((part.n, d))
-                if part.model > 0:
-                    values, vectors = np.linalg.eigh(covs[part.model - 1, r])
-                    factor = vectors * np.sqrt(np.maximum(values, 0.0))
-                    rows = means[part.model - 1, r] + math.sqrt(bias) * rows @ factor.T
-                sets[name] = rows
-            data = np.concatenate([sets[part.born, part.model] for part in plan.parts])
-            u = np.repeat([part.weight for part in plan.parts], [part.n for part in plan.parts])
-            if plan.budget is not None:
-                chosen = rng.choice(data.shape[0], plan.budget, replace=False)
-                data, u = data[chosen], u[chosen]
-            v1, v2 = u.sum(), (u**2).sum()
-            mean = (u[:, None] * data).sum(axis=0) / v1
-            scatter = sum(w * np.outer(x - mean, x - mean) for w, x in zip(u, data, strict=True))
-            means[t, r] = mean
-            covs[t, r] = scatter / (v1 - v2 / v1 if ddof else v1)
+    sets: dict[tuple[int, int], np.ndarray] = {}
+    for t, plan in enumerate(schedule(loop, generations)):
+        for part in plan.parts:
+            name = (part.born, part.model)
+            if name in sets:
+                continue
+            rows = rng.standard_normal((trials, part.n, d))
+            if part.model > 0:
+                values, vectors = np.linalg.eigh(covs[part.model - 1])
+                factor = vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]
+                rows = means[part.model - 1][:, None, :] + math.sqrt(bias) * rows @ factor.transpose(0, 2, 1)
+            sets[name] = rows
+        data = np.concatenate([sets[part.born, part.model] for part in plan.parts], axis=1)
+        u = np.repeat([part.weight for part in plan.parts], [part.n for part in plan.parts])
+        if plan.budget is not None:
+            chosen = np.array([rng.choice(u.size, plan.budget, replace=False) for _ in range(trials)])
+            data, u = np.take_along_axis(data, chosen[:, :, None], axis=1), u[: plan.budget]
+        v1, v2 = u.sum(), (u**2).sum()
+        means[t] = np.einsum("n,rnd->rd", u, data) / v1
+        centred = data - means[t][:, None, :]
+        scatter = np.einsum("n,rnd,rne->rde", u, centred, centred)
+        covs[t] = scatter / (v1 - v2 / v1 if ddof else v1)
     return means, covs
 
 
