@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from lmlab.autophagy.filters import Filter as Filter
     from lmlab.autophagy.filters import FilterExhausted as FilterExhausted
     from lmlab.autophagy.filters import Verify as Verify
+    from lmlab.autophagy.generators.decoder import DecoderLM as DecoderLM
+    from lmlab.autophagy.generators.diffusion import Diffusion as Diffusion
     from lmlab.autophagy.generators.gaussian import Gaussian as Gaussian
+    from lmlab.autophagy.generators.guided import SelfGuided as SelfGuided
+    from lmlab.autophagy.generators.kde import KDE as KDE
+    from lmlab.autophagy.generators.mixture import GaussianMixture as GaussianMixture
     from lmlab.autophagy.generators.ngram import NGram as NGram
     from lmlab.autophagy.generators.protocol import Generator as Generator
     from lmlab.autophagy.history import History as History
@@ -44,7 +49,12 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "filters": ["BestOf", "Correct", "Filter", "FilterExhausted", "Verify"],
+    "generators.decoder": ["DecoderLM"],
+    "generators.diffusion": ["Diffusion"],
     "generators.gaussian": ["Gaussian"],
+    "generators.guided": ["SelfGuided"],
+    "generators.kde": ["KDE"],
+    "generators.mixture": ["GaussianMixture"],
     "generators.ngram": ["NGram"],
     "generators.protocol": ["Generator"],
     "history": ["History"],

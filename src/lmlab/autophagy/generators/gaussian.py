@@ -35,6 +35,19 @@ def moments(
     return mean, scatter / (v1 - (weights @ weights) / v1 if ddof else v1)
 
 
+def largest_strength(base: Gaussian, auxiliary: Gaussian) -> float:
+    """The g below which (1 + g) P_base − g P_auxiliary is positive definite, P the precisions.
+
+    In directions where both are 1 and μ it is 1 + g − gμ > 0: g < 1/(μ_max − 1).
+    """
+    factor = root(base.cov)
+    try:
+        most = float(np.linalg.eigvalsh(factor.T @ np.linalg.solve(auxiliary.cov, factor))[-1])
+    except np.linalg.LinAlgError:  # a singular covariance: its precision has no bound
+        return 0.0
+    return 1.0 / (most - 1.0) if most > 1.0 else float("inf")
+
+
 class Gaussian:
     """N(mean, cov). Fitted by the (weighted) sample moments; sampled from N(mean, bias · cov).
 

@@ -107,6 +107,9 @@ class NGram:
     def log_prob(self, data: np.ndarray) -> np.ndarray:
         raise self._unfitted()
 
+    def combine(self, models: Sequence[FittedNGram], weights: Sequence[float]) -> NGramProduct:
+        return NGramProduct(tuple(models), tuple(float(w) for w in weights))
+
     def _unfitted(self) -> ValueError:
         return ValueError("NGram: not fitted; call fit(rows, None, rng) first, it returns the fitted model")
 
@@ -232,7 +235,7 @@ class FittedNGram:
         return p
 
     def combine(self, models: Sequence[FittedNGram], weights: Sequence[float]) -> NGramProduct:
-        return NGramProduct(tuple(models), tuple(float(w) for w in weights))
+        return self.template.combine(models, weights)
 
 
 @dataclass(frozen=True, eq=False)
