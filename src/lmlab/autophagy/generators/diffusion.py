@@ -85,7 +85,7 @@ class Diffusion:
                 guess = self._noise(network, kept.sqrt() * x + (1 - kept).sqrt() * noise, t, label)
                 loss = ((guess - noise) ** 2).mean()
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
         shares = np.bincount(joined[:, self.d].astype(np.int64), weights, minlength=max(self.classes, 1))
         return FittedDiffusion(

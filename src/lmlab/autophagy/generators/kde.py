@@ -105,7 +105,7 @@ class FittedKDE:
             exponent = log_shares - np.maximum(squared, 0.0) / (2.0 * self.h**2)
             top = exponent.max(axis=1)
             found[begin : begin + size] = top + np.log(np.exp(exponent - top[:, None]).sum(axis=1))
-        return found - 0.5 * x.shape[1] * math.log(2.0 * math.pi * self.h**2)
+        return np.asarray(found - 0.5 * x.shape[1] * math.log(2.0 * math.pi * self.h**2))
 
 
 def draw_rows(
