@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lmlab.attention import VQOptions
 from lmlab.model import AttentionOptions, Decoder, DecoderConfig, DecoderState, PositionOptions
 from lmlab.model.reference import decoder_logits
 
@@ -76,8 +77,18 @@ def test_longer_sequences_and_larger_batches_are_those_of_the_formula(b: int, t:
         assert (model(ids) - expected).abs().max() <= 1e-12 * float(expected.abs().max())
 
 
+def vq(**options: Any) -> DecoderConfig:
+    return small(mixer="vq", vq=VQOptions(codes=8, window=3, **options), n_kv_heads=2)
+
+
+CONSTANT_CASES = {
+    "vq": vq(),
+    "vq, rotary and gate": vq(position="rotary", gate=True),
+}
 STEP_CASES = {
     **ORACLE_CASES,
+    **CONSTANT_CASES,
+    "vq and attention": small(mixer=("vq", "attention"), vq=VQOptions(codes=8, window=3)),
     "alibi": small(position=PositionOptions(kind="alibi")),
     "key norm": small(position=PositionOptions(key_norm=True)),
     "cosa": small(position=PositionOptions(cosa=True)),
@@ -115,7 +126,7 @@ def test_a_state_grows_when_no_length_was_given() -> None:
         assert (logits - model(ids)[:, -1]).abs().max() <= 1e-10
 
 
-@pytest.mark.parametrize("case", ["plain", "two kv heads", "hwfa2", "alibi", "ReRoPE"])
+@pytest.mark.parametrize("case", ["plain", "two kv heads", "hwfa2", "alibi", "ReRoPE", "vq"])
 def test_an_id_changes_no_logit_before_it_by_a_bit(case: str) -> None:
     model, ids = decoder(STEP_CASES[case]).float(), random_ids(2, 12)
     with torch.no_grad():
@@ -174,6 +185,19 @@ def test_the_state_of_attention_is_allocated_once() -> None:
     with torch.no_grad():
         model.step(random_ids(2, 10), state)
     assert state.nbytes == nbytes
+
+
+@pytest.mark.parametrize("case", CONSTANT_CASES)
+def test_other_states_do_not_grow(case: str) -> None:
+    model, ids = decoder(CONSTANT_CASES[case]), random_ids(2, 90)
+    state = model.init_state(2)
+    nbytes = state.nbytes
+    assert nbytes > 0
+    with torch.no_grad():
+        for start in range(0, 90, 30):
+            model.step(ids[:, start : start + 30], state)
+            assert state.nbytes == nbytes
+    assert state.select(torch.tensor([1])).nbytes == nbytes // 2
 
 
 def test_the_extension_of_a_call_replaces_the_configured_one() -> None:

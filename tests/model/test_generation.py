@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from lmlab.attention import VQOptions
 from lmlab.model import Decoder, DecoderConfig, PositionOptions, generate, next_token_probs
 from lmlab.model.sampling import inverse_cdf, uniforms
 
@@ -21,7 +22,7 @@ CONFIG = DecoderConfig(vocab_size=19, d_model=16, n_layers=2, n_heads=2, d_ff=16
 
 def sharp(config: DecoderConfig = CONFIG) -> Decoder:
     """Float64, with weights that make its text vary."""
-    model = Decoder(config).double()
+    model = Decoder(config).double().eval()
     with torch.no_grad():
         for index, parameter in enumerate(model.parameters()):
             generator = torch.Generator().manual_seed(index)
@@ -127,11 +128,12 @@ def by_hand(model: Decoder, prompt: list[int], row: int, count: int, seed: int, 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [10, 11, 12], [13, 2], [4]]
 
 
-@pytest.mark.parametrize("kind", ["plain", "hwfa2", "rerope"])
+@pytest.mark.parametrize("kind", ["plain", "hwfa2", "rerope", "vq"])
 def test_rows_are_what_each_would_be_alone(kind: str) -> None:
     configs = {
         "plain": CONFIG,
         "hwfa2": dataclasses.replace(CONFIG, n_layers=3, hybrid="hwfa2", n_kv_heads=1),
+        "vq": dataclasses.replace(CONFIG, mixer=("attention", "vq"), vq=VQOptions(codes=8, window=3)),
         "rerope": dataclasses.replace(
             CONFIG, position=PositionOptions(extension={"method": "rerope", "window": 4})
         ),

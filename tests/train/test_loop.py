@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lmlab.attention import VQOptions
 from lmlab.losses import LinearLoss
 from lmlab.model import AttentionOptions, CheckpointError, ConfigError, Decoder, PositionOptions
 from lmlab.train import (
@@ -111,6 +112,7 @@ MODELS = {
     "learned scale": dataclasses.replace(MODEL, attention=AttentionOptions(scale="ssmax", qk_norm=True)),
     "hwfa2": dataclasses.replace(MODEL, hybrid="hwfa2", n_layers=3),
     "alibi": dataclasses.replace(MODEL, position=PositionOptions(kind="alibi")),
+    "vq": dataclasses.replace(MODEL, mixer=("vq", "attention"), vq=VQOptions(codes=8, window=3)),
     "cosa": dataclasses.replace(MODEL, position=PositionOptions(cosa=True)),
 }
 
@@ -121,6 +123,7 @@ def test_every_model_trains_with_every_optimiser(data: TokenFile, name: str, opt
     rate = 1e-4 if name == "mup" else 1e-2
     result = train(Decoder(MODELS[name]), data, changed(steps=8, optimizer=optimizer, lr=rate))
     assert result.history[-1].loss < result.history[0].loss
+    assert ("alive" in result.history[-1].metrics) == (name == "vq")
 
 
 def test_held_out_loss_is_the_mean_over_the_file(data: TokenFile, tmp_path: Path) -> None:

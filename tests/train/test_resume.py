@@ -46,9 +46,12 @@ def _one_thread() -> Any:
     torch.set_num_threads(threads)
 
 
-def finished(data: TokenFile, **changes: Any) -> tuple[str, list[float]]:
+MODEL_OF = {mixer: dataclasses.replace(MODEL, mixer=mixer) for mixer in ("attention", "vq")}
+
+
+def finished(data: TokenFile, mixer: str = "attention", **changes: Any) -> tuple[str, list[float]]:
     """Weights and losses of the run that nothing stops."""
-    model = Decoder(MODEL)
+    model = Decoder(MODEL_OF[mixer])
     result = train(model, data, TrainConfig.from_dict({**CONFIG.to_dict(), **changes}))
     return weights_sha256(model), [step.loss for step in result.history]
 
@@ -67,8 +70,11 @@ def test_a_run_killed_five_times_ends_with_the_same_weights(data: TokenFile, tmp
     assert not list((tmp_path / "run").glob("tmp-*"))
 
 
+@pytest.mark.parametrize("mixer", ["attention", "vq"])
 @pytest.mark.parametrize("changes", [{"optimizer": "muon"}, {"loss": {"name": "emo"}}], ids=["muon", "emo"])
-def test_every_part_of_a_run_is_resumed(data: TokenFile, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_every_part_of_a_run_is_resumed(
+    data: TokenFile, tmp_path: Path, mixer: str, changes: dict[str, Any]
+) -> None:
     class Stop(Exception):
         pass
 
@@ -78,11 +84,11 @@ def test_every_part_of_a_run_is_resumed(data: TokenFile, tmp_path: Path, changes
 
     config = TrainConfig.from_dict({**CONFIG.to_dict(), **changes})
     with pytest.raises(Stop):
-        train(Decoder(MODEL), data, config, out=tmp_path / "run", on_step=stop)
-    model = Decoder(MODEL, seed=7)  # its own weights are replaced
+        train(Decoder(MODEL_OF[mixer]), data, config, out=tmp_path / "run", on_step=stop)
+    model = Decoder(MODEL_OF[mixer], seed=7)  # its own weights are replaced
     result = train(model, data, config, out=tmp_path / "run")
     assert result.resumed_at == 10
-    assert (weights_sha256(model), [step.loss for step in result.history]) == finished(data, **changes)
+    assert (weights_sha256(model), [step.loss for step in result.history]) == finished(data, mixer, **changes)
 
 
 def test_sigterm_finishes_the_step_saves_and_leaves(data: TokenFile, tmp_path: Path) -> None:

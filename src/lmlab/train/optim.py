@@ -47,8 +47,9 @@ def _groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
+        vector = parameter.ndim < 2 or name.endswith(".bias")  # a table of biases is no matrix
         hidden = parameter.ndim == 2 and name not in ("embedding.weight", "output.weight")
-        if parameter.ndim < 2:
+        if vector:
             kind = "no_decay"
         elif hidden and config.optimizer == "muon":
             kind = "muon"
