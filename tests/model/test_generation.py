@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from lmlab.attention import VQOptions
-from lmlab.model import Decoder, DecoderConfig, PositionOptions, generate, next_token_probs
+from lmlab.model import AttentionOptions, Decoder, DecoderConfig, PositionOptions, generate, next_token_probs
 from lmlab.model.sampling import inverse_cdf, uniforms
 
 CONFIG = DecoderConfig(vocab_size=19, d_model=16, n_layers=2, n_heads=2, d_ff=16, max_length=64)
@@ -188,6 +188,32 @@ def test_tokens_are_reported_as_they_come() -> None:
         sharp(), PROMPTS, max_new_tokens=4, on_token=lambda row, token: seen.setdefault(row, []).append(token)
     )
     assert seen == {row: generation.ids for row, generation in enumerate(made)}
+
+
+def test_a_model_can_be_trained_after_it_generated() -> None:
+    model = sharp()
+    generate(model, [[1, 2]], max_new_tokens=3)
+    model(torch.tensor([[1, 2, 3]])).sum().backward()
+    assert model.head.grad is not None
+
+
+@pytest.mark.parametrize("kv_heads", [None, 1])
+def test_the_native_step_is_the_step_in_torch(kv_heads: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = AttentionOptions(qk_norm=True)
+    config = dataclasses.replace(
+        CONFIG, n_kv_heads=kv_heads, d_head=10, d_ff=21, attention=options, init="mup"
+    )
+    model = sharp(config)
+    ids = torch.randint(19, (17, 12), generator=torch.Generator().manual_seed(0))
+    for rows in (1, 3, 8, 16):
+        results = []
+        for native in (True, False):
+            monkeypatch.setattr("lmlab.model.decode.MOST_ROWS", 16 if native else 0)
+            with torch.no_grad():
+                state = model.init_state(rows)
+                logits = [model.step(ids[:rows, t : t + 1], state) for t in range(12)]
+            results.append(torch.stack(logits))
+        assert torch.allclose(*results, rtol=1e-11, atol=1e-12)
 
 
 def test_nothing_to_do_is_done() -> None:

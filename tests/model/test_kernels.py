@@ -155,7 +155,7 @@ def test_a_decoder_without_native_kernels_is_the_same(monkeypatch: pytest.Monkey
     with_kernels.square().sum().backward()
     gradients = [p.grad.clone() for p in model.parameters()]  # type: ignore[union-attr]
     model.zero_grad()
-    monkeypatch.setattr(kernels, "_native", lambda: None)
+    monkeypatch.setattr(kernels, "native", lambda: None)
     monkeypatch.setattr("lmlab.model.attention.available", lambda x: False)
     without = model(ids)
     without.square().sum().backward()

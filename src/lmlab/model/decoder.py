@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lmlab.model import decode
 from lmlab.model.attention import CONFIGURED, Attention
 from lmlab.model.checkpoint import load_decoder, save_decoder
 from lmlab.model.config import DecoderConfig
@@ -149,7 +150,10 @@ class Decoder(nn.Module):
     def step(self, ids: Int[Tensor, "b t"], state: DecoderState) -> Float[Tensor, "b v"]:
         """Logits of the last position; `state` moves in place by t. Any split of a sequence into steps gives
         what `forward` gives."""
-        h = self._run(self._checked(ids), state, CONFIGURED).h
+        ids = self._checked(ids)
+        if decode.possible(self, ids, state):
+            return decode.decode(self, ids, state)
+        h = self._run(ids, state, CONFIGURED).h
         return nn.functional.linear(h[:, -1], self.head)
 
     def num_parameters(self, embeddings: bool = True) -> int:

@@ -27,12 +27,12 @@ def available(x: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype in _DTYPES
         and not torch.compiler.is_compiling()
-        and _native() is not None
+        and native() is not None
     )
 
 
 @functools.cache
-def _native() -> Any:
+def native() -> Any:
     """The compiled kernels; None, after one warning that says why, where they can't be loaded."""
     try:
         from lmlab._native import model
@@ -86,7 +86,7 @@ class _Norm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         x, gain = x.detach().contiguous(), gain.detach()
         y, inverse = torch.empty_like(x, dtype=dtype), _row_numbers(x)
-        _native().norm(x, None, gain, eps, None, y, inverse, torch.get_num_threads())
+        native().norm(x, None, gain, eps, None, y, inverse, torch.get_num_threads())
         ctx.save_for_backward(x, gain, inverse)
         return y
 
@@ -103,7 +103,7 @@ class _AddNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, delta: Tensor, gain: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         x, delta, gain = x.detach().contiguous(), delta.detach().contiguous(), gain.detach()
         total, y, inverse = torch.empty_like(x), torch.empty_like(delta), _row_numbers(x)
-        _native().norm(x, delta, gain, eps, total, y, inverse, torch.get_num_threads())
+        native().norm(x, delta, gain, eps, total, y, inverse, torch.get_num_threads())
         ctx.save_for_backward(total, gain, inverse)
         ctx.set_materialize_grads(False)
         ctx.narrow = delta.dtype != x.dtype
@@ -128,7 +128,7 @@ def _norm_backward(
     x: Tensor, gain: Tensor, inverse: Tensor, d_y: Tensor, d_sum: Tensor | None, *, narrow: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(d_x, the same in d_y's type, d_gain)."""
-    module = _native()
+    module = native()
     pieces = -(-inverse.numel() // module.piece)
     d_x, d_gain = torch.empty_like(x), x.new_empty(pieces, x.shape[-1])
     d_delta = torch.empty_like(d_y, memory_format=torch.contiguous_format) if narrow else None
@@ -144,7 +144,7 @@ class _SwiGLU(torch.autograd.Function):
         gate_up = gate_up.detach().contiguous()
         width = gate_up.shape[-1] // 2
         y = gate_up.new_empty(*gate_up.shape[:-1], width)
-        _native().swiglu(gate_up.view(-1, 2 * width), y.view(-1, width), torch.get_num_threads())
+        native().swiglu(gate_up.view(-1, 2 * width), y.view(-1, width), torch.get_num_threads())
         ctx.save_for_backward(gate_up)
         return y
 
@@ -156,7 +156,7 @@ class _SwiGLU(torch.autograd.Function):
         d_gate_up = torch.empty_like(gate_up)
         d_y = d_y.contiguous().view(-1, width)
         rows = gate_up.view(-1, 2 * width), d_y, d_gate_up.view(-1, 2 * width)
-        _native().swiglu_backward(*rows, torch.get_num_threads())
+        native().swiglu_backward(*rows, torch.get_num_threads())
         return d_gate_up
 
 
@@ -169,7 +169,7 @@ class _CausalAttention(torch.autograd.Function):
         out = qkv.new_empty(b, t, h, e)
         lse = cosines.new_empty(b, h, t)
         threads = torch.get_num_threads()
-        _native().attend(qkv, cosines, sines, kv_heads, scale, out, lse, threads)
+        native().attend(qkv, cosines, sines, kv_heads, scale, out, lse, threads)
         ctx.save_for_backward(qkv, cosines, sines, out, lse)
         ctx.options = kv_heads, scale
         return out
@@ -180,7 +180,7 @@ class _CausalAttention(torch.autograd.Function):
         qkv, cosines, sines, out, lse = ctx.saved_tensors
         d_qkv = torch.empty_like(qkv)
         threads = torch.get_num_threads()
-        _native().attend_backward(
+        native().attend_backward(
             qkv, cosines, sines, *ctx.options, out, lse, d_out.contiguous(), d_qkv, threads
         )
         return d_qkv, None, None, None, None

@@ -51,10 +51,12 @@ class RotaryTable:
         cos, sin = self._tables.get((dtype, device), (None, None))
         if cos is None or sin is None or cos.shape[0] < length:
             size = max(length, 2 * (0 if cos is None else cos.shape[0]))
-            inverse = self.base ** (-torch.arange(0, self.dim, 2, dtype=torch.float64) / self.dim)
-            angles = torch.arange(size, dtype=torch.float64)[:, None] * inverse
-            cos = angles.cos().to(device=device, dtype=dtype)
-            sin = angles.sin().to(device=device, dtype=dtype)
+            # Made in generation, used in training: never an inference tensor.
+            with torch.inference_mode(False):
+                inverse = self.base ** (-torch.arange(0, self.dim, 2, dtype=torch.float64) / self.dim)
+                angles = torch.arange(size, dtype=torch.float64)[:, None] * inverse
+                cos = angles.cos().to(device=device, dtype=dtype)
+                sin = angles.sin().to(device=device, dtype=dtype)
             self._tables[dtype, device] = (cos, sin)
         return cos[:length], sin[:length]
 

@@ -56,8 +56,13 @@ class AttentionState:
             for step in range(t):
                 self.keys[rows, :, self.offsets + step] = keys[:, :, step]
                 self.values[rows, :, self.offsets + step] = values[:, :, step]
+        self.advance(t)
+
+    def advance(self, t: int) -> None:
+        """Count t positions that were written."""
+        if self.offsets is not None:
             self.offsets = self.offsets + t
-        self.position = end
+        self.position += t
 
     def select(self, rows: Int[Tensor, " r"]) -> AttentionState:
         chosen = AttentionState(self.keys[rows], self.values[rows], self.length)

@@ -5,8 +5,11 @@
 
 #include <optional>
 #include <stdexcept>
+#include <type_traits>
+#include <vector>
 
 #include "model_attention.h"
+#include "model_decode.h"
 #include "model_rows.h"
 #include "parallel.h"
 
@@ -124,6 +127,40 @@ void swiglu_all_backward(Array gate_up, Array d_y, Array d_gate_up, int threads)
     });
 }
 
+// layers: (mixer_norm, qkv, q_gain, k_gain, out, mlp_norm, gate_up, down, keys, values) each.
+void decode_all(Array x, nb::list layers, Array last_norm, Array head, Array cosines, Array sines,
+                nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> positions, Array logits,
+                double eps, double scale, double factor) {
+    by_type(x, [&](auto s, auto t) {
+        using S = decltype(s);
+        if constexpr (std::is_same_v<S, decltype(t)>) {
+            Decode<S> all{data<S>(x), {}, data<S>(last_norm), data<S>(head), data<S>(cosines), data<S>(sines), positions.data(), data<S>(logits)};
+            DecodeShape n{length(x, 0), length(x, 1), 0, 0, 0, length(cosines, 1), 0, length(head, 0), eps, scale, factor};
+            std::vector<Array> held;
+            for (nb::handle item : layers) {
+                const auto parts = nb::cast<nb::tuple>(item);
+                auto part = [&](size_t index) {
+                    held.push_back(nb::cast<Array>(parts[index]));
+                    return data<S>(held.back());
+                };
+                auto maybe = [&](size_t index) { return parts[index].is_none() ? nullptr : part(index); };
+                const DecodeLayer<S> layer{part(0), part(1), maybe(2), maybe(3), part(4), part(5), part(6), part(7), part(8), part(9), 0};
+                const Array& keys = held[held.size() - 2];
+                n.g = length(keys, 1);
+                n.e = length(keys, 3);
+                n.h = length(held[held.size() - 6], 1) / n.e;
+                n.f = length(held[held.size() - 3], 1);
+                all.layers.push_back(layer);
+                all.layers.back().capacity = length(keys, 2);
+            }
+            nb::gil_scoped_release release;
+            decode(all, n);
+        } else {
+            throw std::invalid_argument("float32 or float64 is wanted");
+        }
+    });
+}
+
 }  // namespace
 
 void bind_model(nb::module_& m) {
@@ -135,5 +172,6 @@ void bind_model(nb::module_& m) {
     m.def("norm_backward", &norm_all_backward, nb::arg("sum"), nb::arg("gain"), nb::arg("inverse"), nb::arg("d_y"),
           nb::arg("d_sum").none(), nb::arg("d_x"), nb::arg("d_delta").none(), nb::arg("d_gain"), nb::arg("threads"));
     m.def("swiglu", &swiglu_all);
+    m.def("decode", &decode_all);
     m.def("swiglu_backward", &swiglu_all_backward);
 }
