@@ -25,17 +25,17 @@ def possible(model: Decoder, ids: Tensor, state: DecoderState) -> bool:
     b, t = ids.shape
     if t != 1 or not 0 < b <= MOST_ROWS or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
+    mixers: list[Any] = [block.mixer for block in model.blocks]
     dtype = model.head.dtype
     return (
         dtype in (torch.float32, torch.float64)
         and kernels.available(model.head)
         and all(
-            isinstance(block.mixer, Attention)
-            and block.mixer.plain
-            and block.mixer.qkv.weight.dtype == dtype
-            and block.mixer.scale == model.blocks[0].mixer.scale
-            and block.mixer.plan.rotary == model.blocks[0].mixer.plan.rotary
-            for block in model.blocks
+            isinstance(mixer, Attention)
+            and mixer.plain
+            and mixer.qkv.weight.dtype == dtype
+            and (mixer.scale, mixer.plan.rotary) == (mixers[0].scale, mixers[0].plan.rotary)
+            for mixer in mixers
         )
     )
 
@@ -65,7 +65,7 @@ def decode(model: Decoder, ids: Int[Tensor, "b 1"], state: DecoderState) -> Floa
             block.mlp.down.weight,
         )
         layers.append((*(None if w is None else w.detach() for w in weights), cache.keys, cache.values))
-    logits = x.new_empty(len(x), model.config.vocab_size)
+    logits: Tensor = x.new_empty(len(x), model.config.vocab_size)
     kernels.native().decode(
         x,
         layers,
