@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from lmlab.lab.recipe import Recipe
-from lmlab.lab.steps import autophagy, tokenize, train
+from lmlab.lab.steps import autophagy, compare, tokenize, train
 from lmlab.model.errors import ConfigError
 
 
@@ -18,6 +18,8 @@ def check(recipe: Recipe, stages: Sequence[str]) -> None:
         train.settings(recipe)
         _model(recipe)
         _loss(recipe)
+    if "compare" in stages and recipe.compare is not None:
+        compare.check(recipe)
     if "autophagy" in stages:
         autophagy.check(recipe)
 

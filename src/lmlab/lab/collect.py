@@ -112,7 +112,7 @@ def arm_metrics(stages: Mapping[str, Done]) -> dict[str, Any]:
         "samples": stages["generate"].result["samples"] if "generate" in stages else None,
         "length": _length(evaluate.get("length")),
         "autophagy": _autophagy(stages["autophagy"].result) if "autophagy" in stages else None,
-    }
+    } | ({"compare": _compare(stages["compare"].result)} if "compare" in stages else {})
 
 
 def _length(length: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -129,6 +129,17 @@ def _length(length: Mapping[str, Any] | None) -> dict[str, Any] | None:
     for row in length["copy"] or ():  # asked of the recall corpus only
         found[row["method"]].setdefault("copy", {})[str(row["length"])] = row["accuracy"]
     return found
+
+
+def _compare(result: Mapping[str, Any]) -> dict[str, Any]:
+    """loss -> metric -> mean, and its difference to cross-entropy where one was seen."""
+    return {
+        loss["label"]: {
+            name: {"mean": mean, "difference": loss["differences"].get(name)}
+            for name, mean in loss["metrics"].items()
+        }
+        for loss in result["losses"]
+    }
 
 
 def _autophagy(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """From raw text to a report: the stages in their order, for every variant and seed of a recipe.
 
-    corpus -> tokenize -> train -> evaluate -> generate -> autophagy -> report
+    corpus -> tokenize -> train -> evaluate -> generate -> compare -> autophagy -> report
 
 Each stage reads what the ones before it left in their directories, and nothing else.
 """
@@ -8,14 +8,11 @@ Each stage reads what the ones before it left in their directories, and nothing 
 from __future__ import annotations
 
 import importlib
-import multiprocessing
-import os
 import platform
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from types import ModuleType
@@ -24,12 +21,13 @@ from typing import Any
 from lmlab.lab.checks import check
 from lmlab.lab.collect import collect, stage_list
 from lmlab.lab.journal import Journal
+from lmlab.lab.processes import spread
 from lmlab.lab.progress import Display, clock
 from lmlab.lab.recipe import Recipe
 from lmlab.lab.stages import Done, Stage, find, lock, perform, write_json
 from lmlab.lab.steps.job import Job
 from lmlab.model.errors import ConfigError
-from lmlab.retry import atomic_write, disk
+from lmlab.retry import atomic_write
 
 STAGES = (
     "corpus",  # raw text: documents, some of them held out
@@ -37,9 +35,11 @@ STAGES = (
     "train",  # the decoder
     "evaluate",  # bits per byte, loss against length
     "generate",  # samples
+    "compare",  # one checkpoint, fine-tuned with every loss
     "autophagy",  # the model fed on its own output
 )
-RESUMABLE = ("train", "autophagy")
+RESUMABLE = ("train", "compare", "autophagy")
+OPTIONAL = ("compare", "autophagy")  # absent without their table
 Arm = tuple[str, int]  # variant, seed
 
 
@@ -124,7 +124,7 @@ def _stage(
     tasks: dict[str, _Task] = {}
     keys: dict[Arm, str] = {}
     for (variant, seed), recipe in recipes.items():
-        if name == "autophagy" and recipe.autophagy is None:
+        if name in OPTIONAL and getattr(recipe, name) is None:
             continue
         before = {i: done[variant, seed][i] for i in module.INPUTS}
         settings, files = module.settings(recipe)
@@ -152,26 +152,14 @@ def _do(tasks: list[_Task], display: Display, jobs: int) -> Iterator[Done]:
     if jobs == 1 or len(tasks) < 2:
         yield from (_perform(replace(task, workers=jobs), display) for task in tasks)
         return
-    retry, jobs = tasks[0].recipe.retry, min(jobs, len(tasks))
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    elsewhere = partial(_elsewhere, threads=max(1, cpus // jobs))
-    policy = disk(attempts=retry.attempts, within=retry.within)
-    # Forked from a process that has torch and nothing else: no thread, and no second of import for each.
-    multiprocessing.set_forkserver_preload(["torch", "lmlab.lab.pipeline", "lmlab.train", "lmlab.evaluate"])
     with display.work(tasks[0].stage.name, len(tasks)) as advance:
-        finished = policy.map(
-            elsewhere, tasks, workers=jobs, kills=retry.kills, ordered=False, context="forkserver"
-        )
-        for n, one in enumerate(finished, 1):
+        for n, one in enumerate(spread(_elsewhere, tasks, jobs, tasks[0].recipe.retry), 1):
             advance(n)
             yield one
 
 
-def _elsewhere(task: _Task, threads: int) -> Done:
+def _elsewhere(task: _Task) -> Done:
     """In a process of its own: nothing is shown, the log is shared."""
-    import torch
-
-    torch.set_num_threads(threads)
     return _perform(task, Display(quiet=True))
 
 

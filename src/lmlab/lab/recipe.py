@@ -178,6 +178,11 @@ class RetryOptions:
         require(self.within is None or self.within > 0, "within", "seconds > 0", self.within)
 
 
+def loss_of(entry: Any) -> LossConfig:
+    """The loss that an entry of compare.losses names: "emo", or a table as [loss]."""
+    return LossConfig.from_dict({"name": entry} if isinstance(entry, str) else entry)
+
+
 @dataclass(frozen=True)
 class CompareOptions:
     """[compare]: one checkpoint, fine-tuned on a second text with every loss."""
@@ -193,7 +198,18 @@ class CompareOptions:
     def __post_init__(self) -> None:
         check_fields(self)
         _at_least(self, 1, "seeds", "steps", "prompts", "new_tokens")
-        require(len(self.losses) > 0, "losses", "at least one loss", list(self.losses))
+        for n, entry in enumerate(self.losses):
+            require(isinstance(entry, str | Mapping), f"losses[{n}]", "a name, or a table as [loss]", entry)
+            try:
+                loss_of(entry)
+            except ConfigError as error:
+                raise error.under(f"losses[{n}]") from None
+        require(
+            "ce" in self.losses,
+            "losses",
+            'a list with "ce", which the others are held against',
+            list(self.losses),
+        )
         require(
             len(self.learning_rates) > 0 and all(r > 0 for r in self.learning_rates),
             "learning_rates",

@@ -69,8 +69,8 @@ def find_sources(options: CorpusOptions, folder: Path, fetched: Path) -> tuple[l
     skipped = Skipped()
     if options.path is None:
         name = options.name or "sample"
-        if name == "sample":
-            return embedded_sources(), skipped
+        if name == "sample" or name.startswith("sample-"):
+            return embedded_sources(name), skipped
         path = fetched / name / f"{name}.jsonl"
         if not path.is_file():
             raise CorpusError(
@@ -179,14 +179,18 @@ def _kind(mode: int) -> str:
     return next((name for test, name in kinds if test(mode)), "not a regular file")
 
 
-def embedded_sources() -> list[Source]:
-    """The text that ships with the package: Tang poems and the King James Bible."""
+def embedded_sources(wanted: str = "sample") -> list[Source]:
+    """The text that ships with the package: Tang poems and the King James Bible, or one of them alone
+    ("sample-tang", "sample-kjv")."""
     folder = resources.files("lmlab.lab") / "data"
     names = sorted(f.name for f in folder.iterdir() if f.name.endswith(".txt.xz"))
     if not names:
         raise CorpusError("the package's own sample text is missing: lmlab was not installed whole")
+    alone = {f"sample-{name.partition('.')[0]}": [name] for name in names} | {"sample": names}
+    if wanted not in alone:
+        raise CorpusError(f"no corpus {wanted!r} in the package; it has {', '.join(sorted(alone))}")
     sources = []
-    for name in names:
+    for name in alone[wanted]:
         data = lzma.decompress((folder / name).read_bytes())
         sha = hashlib.sha256(data).hexdigest()
         sources.append(Source(name.removesuffix(".xz"), "text", partial(io.BytesIO, data), sha))
