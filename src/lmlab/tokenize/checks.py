@@ -44,8 +44,8 @@ def refuse_surrogate(texts: Sequence[str | bytes], name: str) -> NoReturn:
             except UnicodeEncodeError as error:
                 where = name if name == "text" else f"{name}[{i}]"
                 raise ValueError(
-                    f"{where} has a lone surrogate, {text[error.start]!r}, at character {error.start}, which has "
-                    "no UTF-8 form: pass bytes, for example text.encode('utf-8', 'surrogatepass')"
+                    f"{where} has a lone surrogate, {text[error.start]!r}, at character {error.start}: it "
+                    "has no UTF-8 form; pass bytes, for example text.encode('utf-8', 'surrogatepass')"
                 ) from None
     raise AssertionError("every text has a UTF-8 form")
 
@@ -108,6 +108,8 @@ def check_threads(threads: object, name: str = "threads") -> int:
 def check_ids(ids: object, vocab_size: int, name: str = "ids") -> npt.NDArray[np.uint32]:
     """`ids` as a uint32 vector whose members are all below `vocab_size`."""
     if isinstance(ids, np.ndarray) and ids.dtype == np.uint32 and ids.ndim == 1:
+        if ids.size == 0 or ids.max() < vocab_size:
+            return np.ascontiguousarray(ids)
         array = ids
     else:
         try:

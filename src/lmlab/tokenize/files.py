@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lmlab.retry import atomic_write
+
 FORMAT = "lmlab.tokenize"
 VERSION = 1
 
@@ -41,12 +43,8 @@ def save(path: str | os.PathLike[str], contents: Contents) -> None:
     }
     lines = ",\n".join(map(line, contents.pieces, contents.scores))
     text = json.dumps(head, ensure_ascii=False)[:-1] + ', "pieces": [\n' + lines + "\n]}\n"
-    temporary = Path(f"{os.fspath(path)}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(text.encode())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(path) as file:
+        file.write(text.encode())
 
 
 def load(path: str | os.PathLike[str]) -> Contents:

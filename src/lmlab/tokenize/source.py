@@ -75,7 +75,7 @@ class Source:
     def warn(self) -> None:
         if self.skipped:
             warnings.warn(
-                f"{self.skipped} lines or files of the source were skipped, the first at {self.first_skipped}",
+                f"{self.skipped} lines or files of the source were skipped, the first: {self.first_skipped}",
                 UserWarning,
                 stacklevel=4,
             )

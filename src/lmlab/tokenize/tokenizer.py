@@ -8,7 +8,6 @@ segmentation y, and q(y) = exp(alpha S(y)) / Z. Sources: T. Kudo, Subword Regula
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -21,8 +20,11 @@ import numpy.typing as npt
 from lmlab._native import tokenize as native
 from lmlab.tokenize import files
 from lmlab.tokenize.checks import (
+    check_alpha,
     check_draw,
     check_ids,
+    check_integer,
+    check_seed,
     check_text,
     check_texts,
     check_threads,
@@ -30,27 +32,27 @@ from lmlab.tokenize.checks import (
     refuse_surrogate,
 )
 from lmlab.tokenize.decoder import Decoder
-from lmlab.tokenize.encoded import Encoded
+from lmlab.tokenize.encoded import Encoded, Lattice
+from lmlab.tokenize.files import Contents
+from lmlab.tokenize.spans import spans
 from lmlab.tokenize.train import learn
+from lmlab.tokenize.vocabulary import check_special, complete
 
 if TYPE_CHECKING:
-    pass
+    import tokenizers
 
 Ids = Sequence[int] | npt.NDArray[np.integer]
 Method = Literal["exact", "viterbi-sampling"]
 Pruning = Literal["compression", "likelihood"]
 
-LONGEST_PIECE = 255
-UNLISTED_BYTE = 10.0  # a byte that was not given costs this much more than the worst piece
-
 
 class Tokenizer:
     """A byte-level unigram tokenizer: immutable, hashable, picklable, safe to share between threads.
 
-    pieces: distinct byte strings of 1 to 255 bytes; their ids are their positions. scores: finite, one a piece,
-    any sign. Single bytes that are missing are appended in byte order with the score min(scores) - 10, and
-    `special_tokens` come last; they never match inside a text. normalize: "nfc" puts str (never bytes) into
-    Unicode NFC before encoding.
+    pieces: distinct byte strings of 1 to 255 bytes; their ids are their positions. scores: finite, one a
+    piece, any sign. Single bytes that are missing are appended in byte order with the score min(scores) - 10,
+    and `special_tokens` come last; they never match inside a text. normalize: "nfc" puts str (never bytes)
+    into Unicode NFC before encoding.
     """
 
     pieces: tuple[bytes, ...]
@@ -67,67 +69,28 @@ class Tokenizer:
         special_tokens: Sequence[str] = (),
         normalize: Literal["nfc"] | None = None,
     ) -> None:
-        names = _check_special(special_tokens)
         if isinstance(pieces, str | bytes):
             raise TypeError("pieces must be a sequence of bytes, not one text")
-        self._set(list(pieces), [float(score) for score in scores], names, {}, normalize, {})
+        given = Contents(list(pieces), [float(score) for score in scores], {}, normalize, {})
+        self._set(complete(given, special_tokens))
 
     @classmethod
-    def _make(cls, contents: files.Contents) -> Self:
-        """From entries that hold special tokens at any id."""
+    def _make(cls, contents: Contents, special_tokens: Sequence[str] = ()) -> Self:
+        """From entries that may hold special tokens at any id; `special_tokens` are appended."""
         made = cls.__new__(cls)
-        special = contents.special_tokens
-        _check_special(tuple(special))
-        made._set(contents.pieces, contents.scores, (), special, contents.normalize, contents.training)
+        made._set(complete(contents, special_tokens))
         return made
 
-    def _set(
-        self,
-        pieces: list[bytes],
-        scores: list[float],
-        last: Sequence[str],
-        special: Mapping[str, int],
-        normalize: str | None,
-        training: Mapping[str, Any],
-    ) -> None:
-        """Checks and completes the vocabulary: `special` are among `pieces`, `last` are to be appended."""
-        if normalize not in (None, "nfc"):
-            raise ValueError(f"normalize must be 'nfc' or None, not {normalize!r}")
-        if len(pieces) != len(scores):
-            raise ValueError(f"pieces and scores must be of one length, not {len(pieces)} and {len(scores)}")
-        taken = _check_special_ids(special, pieces)
-        seen: set[bytes] = set()
-        for i, (piece, score) in enumerate(zip(pieces, scores, strict=True)):
-            if i in taken:
-                continue
-            if not isinstance(piece, bytes):
-                raise TypeError(f"pieces[{i}] must be bytes, not {type(piece).__name__} ({piece!r:.60})")
-            if not 1 <= len(piece) <= LONGEST_PIECE:
-                raise ValueError(
-                    f"pieces[{i}] must have 1 to {LONGEST_PIECE} bytes, not {len(piece)} ({piece!r:.60})"
-                )
-            if piece in seen:
-                raise ValueError(f"pieces[{i}] = {piece!r:.60} occurs twice: pieces must be distinct")
-            if not math.isfinite(score):
-                raise ValueError(f"scores[{i}] = {score} of the piece {piece!r:.60}: scores must be finite")
-            seen.add(piece)
-        least = min((s for i, s in enumerate(scores) if i not in taken), default=0.0)
-        missing = [byte for byte in map(_byte, range(256)) if byte not in seen]
-        pieces = [*pieces, *missing, *(name.encode() for name in last)]
-        scores = [*scores, *[least - UNLISTED_BYTE] * len(missing), *[-math.inf] * len(last)]
-        first = len(pieces) - len(last)
-        special = {**special, **{name: first + k for k, name in enumerate(last)}}
-        for i in taken:
-            scores[i] = -math.inf
-        self.pieces = tuple(pieces)
-        self.scores = np.array(scores, dtype=np.float64)
+    def _set(self, contents: Contents) -> None:
+        self.pieces = tuple(contents.pieces)
+        self.scores = np.array(contents.scores, dtype=np.float64)
         self.scores.flags.writeable = False
-        self.special_tokens = MappingProxyType(special)
-        self.normalize = normalize
-        self.training = MappingProxyType(dict(training))
-        lengths = np.fromiter(map(len, pieces), dtype=np.int64, count=len(pieces))
+        self.special_tokens = MappingProxyType(contents.special_tokens)
+        self.normalize = contents.normalize
+        self.training = MappingProxyType(contents.training)
+        lengths = np.fromiter(map(len, self.pieces), dtype=np.int64, count=len(self.pieces))
         ends = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
-        self._core = native.Core(b"".join(pieces), ends, self.scores)
+        self._core = native.Core(b"".join(self.pieces), ends, self.scores)
         self._frozen = True
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -159,18 +122,16 @@ class Tokenizer:
     ) -> Self:
         """Learns `vocab_size` entries (special tokens among them) from text.
 
-        source: a path (a text file of lines, a `.jsonl` whose objects have `field`, or a directory of both and
-        of `.md`), a sequence of PathLike, or an iterable of str or bytes; a lone str is always a path.
+        source: a path (a text file of lines, a `.jsonl` whose objects have `field`, or a directory of `.txt`,
+        `.md` and `.jsonl`), a sequence of PathLike, or an iterable of str or bytes; a lone str is a path.
         pruning: what a piece is worth, "compression" (tokens that the text would grow by) or "likelihood".
         characters_whole: learned pieces are whole UTF-8 characters. boundaries: bytes in no longer piece;
         split_digits: nor ASCII digits. These three bind training alone: encoding never splits beforehand.
-        The same seed gives the same vocabulary whatever `workers`. What doesn't fit `memory_limit` is sampled.
+        The same seed gives the same vocabulary whatever `workers`. What is beyond `memory_limit` is sampled.
         `training` of the result says what was measured. Warns (UserWarning) if the text holds too few pieces.
         """
-        names = _check_special(special_tokens)
-        if normalize not in (None, "nfc"):
-            raise ValueError(f"normalize must be 'nfc' or None, not {normalize!r}")
-        pieces, scores, training = learn(
+        names = check_special(special_tokens)
+        contents = learn(
             source,
             vocab_size,
             max_piece_bytes=max_piece_bytes,
@@ -187,9 +148,7 @@ class Tokenizer:
             seed=seed,
             progress=progress,
         )
-        made = cls.__new__(cls)
-        made._set(pieces, scores.tolist(), names, {}, normalize, training)
-        return made
+        return cls._make(contents, names)
 
     # ------------------------------------------------------------------ identity
 
@@ -215,7 +174,7 @@ class Tokenizer:
         return {piece: i for i, piece in enumerate(self.pieces) if i not in special}
 
     def piece_to_id(self, piece: bytes | str) -> int:
-        """The id of a piece (bytes or its text), or of a special token by its name; KeyError if there is none."""
+        """The id of a piece (bytes or its text), or of a special token by its name; else KeyError."""
         check_text(piece, "piece")
         if isinstance(piece, str) and piece in self.special_tokens:
             return self.special_tokens[piece]
@@ -236,8 +195,8 @@ class Tokenizer:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self)._make, (self._contents(),)
 
-    def _contents(self) -> files.Contents:
-        return files.Contents(
+    def _contents(self) -> Contents:
+        return Contents(
             list(self.pieces),
             self.scores.tolist(),
             dict(self.special_tokens),
@@ -258,8 +217,8 @@ class Tokenizer:
     ) -> list[int]:
         """The ids of a text: the best segmentation, or with `alpha` a draw from q.
 
-        alpha: None or finite and >= 0 (1: the model's own posterior, 0: uniform). seed, stream: in [0, 2^64); None
-        takes fresh entropy. method "viterbi-sampling" is the article's first rule, which follows another law.
+        alpha: None or finite and >= 0 (1: the model's own posterior, 0: uniform). seed, stream: in [0, 2^64);
+        seed None takes fresh entropy. method "viterbi-sampling" is the article's first rule: another law.
         """
         text = normalized(text, self.normalize)
         try:
@@ -317,6 +276,80 @@ class Tokenizer:
         """A decoder for ids that come one after another."""
         return Decoder(lambda ids: self.decode_bytes(ids, skip_special_tokens=skip_special_tokens), errors)
 
+    def offsets(
+        self, text: str | bytes, ids: Ids, *, unit: Literal["char", "byte"] = "char"
+    ) -> npt.NDArray[np.int64]:
+        """Where each token lies in the text: int64 [t 2], half-open.
+
+        unit "char": the characters that a token touches, so that tokens inside one character all get its
+        span; with NFC they count in the normalised text. Special tokens get (p, p).
+        """
+        check_text(text)
+        if unit not in ("char", "byte"):
+            raise ValueError(f"unit must be 'char' or 'byte', not {unit!r}")
+        return spans(self, self._bytes(text), check_ids(ids, self.vocab_size), unit)
+
+    # ------------------------------------------------------------------ the law
+
+    def log_partition(self, text: str | bytes, *, alpha: float = 1.0) -> float:
+        """log Z: the logarithm of the sum of exp(alpha S(y)) over all segmentations y of the text."""
+        return cast(float, self._core.log_partition(self._bytes(text), check_alpha(alpha)))
+
+    def logprob(self, ids: Ids, *, alpha: float = 1.0) -> float:
+        """log q(ids) among the segmentations of the bytes that they spell."""
+        found = check_ids(ids, self.vocab_size)
+        special = ~np.isfinite(self.scores[found])
+        if special.any():
+            name = self.pieces[found[special.argmax()]].decode()
+            raise ValueError(f"ids holds the special token {name!r}, which is in no segmentation of a text")
+        alpha = check_alpha(alpha)
+        text = self._core.decode(found, False)
+        return alpha * self._score(found) - cast(float, self._core.log_partition(text, alpha))
+
+    def entropy(self, text: str | bytes, *, alpha: float = 1.0) -> float:
+        """The entropy of q in nats."""
+        alpha = check_alpha(alpha)
+        counts, log_z = self._core.marginals(self._bytes(text), alpha)
+        used = counts > 0
+        return max(0.0, float(log_z - alpha * (counts[used] @ self.scores[used])))
+
+    def marginals(self, text: str | bytes, *, alpha: float = 1.0) -> npt.NDArray[np.float64]:
+        """float64 [v]: how often each piece is expected in a draw; the sum is the expected number of tokens."""
+        counts, _ = self._core.marginals(self._bytes(text), check_alpha(alpha))
+        return cast("npt.NDArray[np.float64]", counts)
+
+    def lattice(self, text: str | bytes, *, alpha: float = 1.0) -> Lattice:
+        """Every piece at every place where it fits, with its posterior probability."""
+        return Lattice(*self._core.lattice(self._bytes(text), check_alpha(alpha)))
+
+    def nbest(self, text: str | bytes, n: int) -> list[tuple[list[int], float]]:
+        """The n segmentations with the greatest S, as (ids, S), falling; fewer if there are fewer."""
+        paths = self._core.nbest(self._bytes(text), check_integer(n, "n", 1, 2**63 - 1))
+        scored = [(ids, self._score(ids)) for ids in paths]
+        return sorted(scored, key=lambda pair: -pair[1])
+
+    def sample_without_replacement(
+        self, text: str | bytes, n: int, *, alpha: float = 1.0, seed: int | None = None
+    ) -> list[tuple[list[int], float]]:
+        """n different segmentations, as (ids, log q): each drawn from q without those before it."""
+        found, alpha = self._bytes(text), check_alpha(alpha)
+        n, seed = check_integer(n, "n", 1, 2**63 - 1), check_seed(seed)
+        log_z = cast(float, self._core.log_partition(found, alpha))
+        paths = self._core.sample_without_replacement(found, n, alpha, seed)
+        return [(ids, alpha * self._score(ids) - log_z) for ids in paths]
+
+    def _score(self, ids: Ids) -> float:
+        """S, summed from left to right."""
+        return float(self.scores[np.asarray(ids, dtype=np.int64)].cumsum()[-1]) if len(ids) else 0.0
+
+    def _bytes(self, text: str | bytes) -> bytes:
+        """The bytes that are segmented."""
+        check_text(text)
+        try:
+            return text if isinstance(text, bytes) else normalized(text, self.normalize).encode()
+        except UnicodeEncodeError:
+            refuse_surrogate([text], "text")
+
     # ------------------------------------------------------------------ files
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -332,25 +365,36 @@ class Tokenizer:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{os.fspath(path)} is a damaged {files.FORMAT} file: {error}") from None
 
+    # ------------------------------------------------------------------ neighbours
 
-def _byte(value: int) -> bytes:
-    return bytes([value])
+    @classmethod
+    def from_bytepiece(cls, path: str | os.PathLike[str]) -> Self:
+        """A model of bytepiece; its three reserved ids become `<pad>`, `<bos>`, `<eos>`."""
+        from lmlab.tokenize.bytepiece import read
 
+        return cls._make(read(path))
 
-def _check_special(names: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(names, str | bytes):
-        raise TypeError(f"special_tokens must be a sequence of str, not one text: write [{names!r}]")
-    found = tuple(names)
-    for i, name in enumerate(found):
-        if not isinstance(name, str) or not name:
-            raise TypeError(f"special_tokens[{i}] must be a non-empty str, not {name!r:.60}")
-        if name in found[:i]:
-            raise ValueError(f"special_tokens[{i}] = {name!r} occurs twice")
-    return found
+    @classmethod
+    def from_sentencepiece(
+        cls, path: str | os.PathLike[str], *, normalizer: Literal["strict", "drop"] = "strict"
+    ) -> Self:
+        """A unigram model of sentencepiece, ids kept.
 
+        normalizer "strict": ValueError names what such a model does to a text beyond segmenting it; "drop"
+        takes pieces and scores all the same and warns.
+        """
+        from lmlab.tokenize.sentencepiece import read
 
-def _check_special_ids(special: Mapping[str, int], pieces: Sequence[bytes]) -> set[int]:
-    for name, i in special.items():
-        if not 0 <= i < len(pieces) or pieces[i] != name.encode():
-            raise ValueError(f"the special token {name!r} has the id {i}, which is not its entry")
-    return set(special.values())
+        return cls._make(read(path, normalizer))
+
+    def to_sentencepiece(self, path: str | os.PathLike[str]) -> None:
+        """Writes a `.model` that sentencepiece loads, ids kept; `<unk>` and 128 byte pieces are appended."""
+        from lmlab.tokenize.sentencepiece import write
+
+        write(path, self._contents())
+
+    def to_huggingface(self) -> tokenizers.Tokenizer:
+        """The same vocabulary as a `tokenizers.Tokenizer`: equal ids up to ties. Never give it alpha."""
+        from lmlab.tokenize.huggingface import convert
+
+        return convert(self._contents())

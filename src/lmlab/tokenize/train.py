@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from lmlab._native import tokenize as native
 from lmlab.tokenize.checks import LARGEST_SEED, check_integer, check_text, check_threads
+from lmlab.tokenize.files import Contents
 from lmlab.tokenize.source import Source
+from lmlab.tokenize.vocabulary import check_normalize
 
 LEAST_MEMORY = 64 << 20
 BYTES_PER_SAMPLED_BYTE = 24  # of memory, all arrays of the training together
@@ -61,14 +60,15 @@ def learn(
     memory_limit: int | str,
     seed: int,
     progress: bool,
-) -> tuple[list[bytes], npt.NDArray[np.float64], dict[str, Any]]:
+) -> Contents:
     """Pieces and scores (special tokens left out), and what was measured on the way."""
+    check_normalize(normalize)
     least = 256 + len(special_tokens) + 1
     vocab_size = check_integer(vocab_size, "vocab_size", 0)
     if vocab_size < least:
         raise ValueError(
-            f"vocab_size must be at least {least} (256 bytes, {len(special_tokens)} special tokens and one piece), "
-            f"not {vocab_size}; for bytes alone write Tokenizer([], [])"
+            f"vocab_size must be at least {least} (256 bytes, {len(special_tokens)} special tokens and one "
+            f"piece), not {vocab_size}; for bytes alone write Tokenizer([], [])"
         )
     max_piece_bytes = check_integer(max_piece_bytes, "max_piece_bytes", 2, 255)
     min_count = check_integer(min_count, "min_count", 1)
@@ -124,7 +124,8 @@ def learn(
     if len(pieces) < target:
         warnings.warn(
             f"the source holds too few pieces that occur {min_count} times: the vocabulary has "
-            f"{len(pieces) + len(special_tokens)} entries, {target - len(pieces)} fewer than vocab_size={vocab_size}",
+            f"{len(pieces) + len(special_tokens)} entries, {target - len(pieces)} fewer than "
+            f"vocab_size={vocab_size}",
             UserWarning,
             stacklevel=3,
         )
@@ -142,7 +143,7 @@ def learn(
         "peak_bytes": max(0, _peak_memory() - memory_before),
         **arguments,
     }
-    return [pieces[i] for i in order], scores[order], training
+    return Contents([pieces[i] for i in order], scores[order].tolist(), {}, normalize, training)
 
 
 def _rounds(
