@@ -12,8 +12,9 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 demo: $(VENV)/installed
 	$(BIN)/lmlab run demo
 
+# One thread a process: on a busy machine two OpenMP threads wait for each other. Tests of threads set their own.
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
