@@ -21,6 +21,7 @@ from lmlab.model import Decoder, DecoderConfig
 from lmlab.train import TokenFile, TrainConfig, build_optimizer
 from lmlab.train.objective import Objective, autocast
 from lmlab.train.precision import cpu_has_bfloat16
+from lmlab.train.resume import save_checkpoint
 
 
 class RivalAttention(nn.Module):
@@ -108,7 +109,15 @@ def our_step(v: int, d: int, layers: int, heads: int, length: int, batch: int, d
         optimizer.zero_grad(set_to_none=True)
         return float(loss)
 
+    step.parts = model, optimizer, objective.criterion  # type: ignore[attr-defined]
     return step
+
+
+def saving(folder: Path, step: Any) -> Any:
+    """Writes the checkpoint of the model that `step` trains."""
+    model, optimizer, criterion = step.parts
+    numbers = iter(range(10**9))
+    return lambda: save_checkpoint(folder / "run", next(numbers), model, optimizer, criterion, {}, keep=2)
 
 
 def batch_of(v: int, length: int, batch: int) -> tuple[Tensor, Tensor]:
@@ -210,4 +219,13 @@ def rows(quick: bool) -> Iterator[Row]:
             theirs=t["step"].median,
             ratio=t["batch"].median / t["step"].median,
             target="<= 0.01",
+        )
+        t = compare({"save": saving(Path(folder), step), "step": step}, repeats=repeats, clock="wall")
+        yield Row(
+            "a checkpoint, time that the loop is held",
+            rival="a step",
+            ours=t["save"].median,
+            theirs=t["step"].median,
+            ratio=t["save"].median / t["step"].median,
+            target="<= 1",
         )
