@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from lmlab.model.config import DecoderConfig
 from lmlab.model.errors import ConfigError
 from lmlab.model.kernels import LONGEST, available, causal_attention
-from lmlab.model.ops import accumulation_dtype, rms_norm, rotate_half_split
+from lmlab.model.ops import accumulation_dtype, add_norm, rotate_half_split
 from lmlab.model.positions import LayerPosition, RotaryTable
 from lmlab.model.state import AttentionState
 
@@ -56,11 +56,13 @@ class Attention(nn.Module):
         qkv = self.qkv(x).view(b, t, self.heads + 2 * self.kv_heads, self.width)
         composed = self.extension if extension is CONFIGURED else self._composed(extension)
         plain = composed is None and isinstance(self.scale, float)
-        if plain and state is None and self.q_gain is None and t <= LONGEST and available(qkv):
-            return self.out(self._fused(qkv).view(b, t, -1)), None, None
         q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
         if self.q_gain is not None and self.k_gain is not None:
-            q, k = rms_norm(q, self.q_gain, self.eps), rms_norm(k, self.k_gain, self.eps)
+            q = add_norm(q, None, self.q_gain, self.eps, q.dtype)[1]
+            k = add_norm(k, None, self.k_gain, self.eps, k.dtype)[1]
+        if plain and state is None and t <= LONGEST and available(qkv):
+            whole = qkv if self.q_gain is None else torch.cat((q, k, v), dim=2)
+            return self.out(self._fused(whole).view(b, t, -1)), None, None
         if plain:
             mixed = self._plain(q, k, v, state)
         else:
