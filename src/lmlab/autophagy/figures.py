@@ -8,7 +8,12 @@ from typing import Any
 import numpy as np
 
 from lmlab.autophagy import laws, theory
-from lmlab.autophagy.loops import Synthetic
+from lmlab.autophagy.generators.mixture import FittedMixture, GaussianMixture
+from lmlab.autophagy.loops import Fresh, Loop, Memory, Synthetic
+from lmlab.autophagy.metrics.named import Sample
+from lmlab.autophagy.runner import run
+
+GRID = 5  # modes a side of `grid_law`
 
 
 def collapse(
@@ -41,4 +46,101 @@ def collapse(
             for t in shown
             if t <= generations
         ],
+    }
+
+
+def phase(
+    n_real: Sequence[int],
+    n_synth: Sequence[int],
+    *,
+    bias: float,
+    d: int = 1,
+    trials: int = 4096,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """n_e/n_r of the fresh plateau over n_real (rows) and n_synth (columns), and n_s*, None where there is none.
+
+    The line n_e = n_r is where the ratio is 1.
+    """
+    ratio = laws.phase_map(n_real, n_synth, bias=bias, d=d, trials=trials, seed=seed)
+    limit = theory.admissible_n_synth(bias, d)
+    return {
+        "bias": bias,
+        "d": d,
+        "n_real": list(n_real),
+        "n_synth": list(n_synth),
+        "ratio": ratio.tolist(),
+        "admissible": limit if np.isfinite(limit) else None,
+    }
+
+
+def memory(
+    ks: Sequence[int] = (1, 2, 3, 5, 10, 20),
+    *,
+    n_real: int = 100,
+    n_synth: int = 100,
+    bias: float = 1.0,
+    generations: int = 100,
+    trials: int = 20_000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """n_e/n_r after `generations` of Memory(Fresh(n_real, n_synth), K), one dimension, against K."""
+    ratios = []
+    for k in ks:
+        loop: Loop = Memory(Fresh(n_real, n_synth), k)
+        last = laws.gaussian(
+            loop, generations=generations, trials=trials, bias=bias, seed=seed, record=[generations]
+        )
+        ratios.append(theory.effective_n(float(last.w2().mean())) / n_real)
+    return {"k": list(ks), "ratio": ratios, "n_real": n_real, "n_synth": n_synth, "bias": bias}
+
+
+def grid_law() -> FittedMixture:
+    """25 equal round modes of deviation 0.05 on a grid of side 4."""
+    side = np.linspace(-2.0, 2.0, GRID)
+    means = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
+    covs = np.tile(0.05**2 * np.eye(2), (GRID**2, 1, 1))
+    return FittedMixture(GaussianMixture(GRID**2), np.full(GRID**2, 1 / GRID**2), means, covs)
+
+
+def modes(
+    loop: Loop,
+    *,
+    generations: int = 10,
+    bias: float = 1.0,
+    shown: Sequence[int] = (1, 2, 5, 10),
+    n: int = 500,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """A 25-mode mixture in a loop: how many modes are left, their mean variance, and points to scatter.
+
+    A point belongs to the nearest mode of the real law; a mode is left while it has a point within 0.5 of it
+    (half of the grid's step). Needs scikit-learn.
+    """
+    law, points = grid_law(), {}
+
+    def nearest(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+        offset = sample.synthetic[:, None, :] - law.means
+        mode = (offset**2).sum(axis=2).argmin(axis=1)
+        return mode, offset[np.arange(mode.size), mode]
+
+    def left(sample: Sample) -> float:
+        mode, offset = nearest(sample)
+        points[sample.generation] = sample.synthetic.tolist()
+        return float(np.unique(mode[(offset**2).sum(axis=1) < 0.25]).size)
+
+    def spread(sample: Sample) -> float:
+        mode, offset = nearest(sample)
+        found = [offset[mode == m].var(axis=0).mean() for m in np.unique(mode) if (mode == m).sum() > 1]
+        return float(np.mean(found)) if found else float("nan")
+
+    history = run(
+        loop, GaussianMixture(GRID**2), law, generations=generations, bias=bias, seeds=[seed], n_eval=n,
+        metrics={"left": left, "spread": spread}, held_out=law.means,
+    )  # fmt: skip
+    return {
+        "generations": list(range(1, generations + 1)),
+        "modes": history["left"][0].tolist(),
+        "variance": [float(x) if np.isfinite(x) else None for x in history["spread"][0]],
+        "points": [{"generation": t, "rows": points[t]} for t in shown if t in points],
     }

@@ -17,7 +17,7 @@ from lmlab.autophagy.generators.protocol import Generator
 from lmlab.autophagy.history import History, assemble
 from lmlab.autophagy.job import Arm, Failure, SetName, job, limited
 from lmlab.autophagy.loops import Loop, Plan, schedule
-from lmlab.autophagy.metrics.named import Sample, resolve
+from lmlab.autophagy.metrics.named import Sample, check_rows, resolve
 from lmlab.autophagy.progress import Bars
 
 Backend = Literal["loky", "threading", "ray"]
@@ -125,6 +125,9 @@ def _arm(
     plans = tuple(schedule(loop, whole("generations", generations, 1)))
     if resolve(metrics, generator) and held_out is None:
         raise ValueError("metrics need held_out=, real rows that no generation is trained on")
+    if held_out is not None:
+        held_out = np.asarray(held_out)
+        check_rows(metrics, held_out)
     last_use = {(p.born, p.model): t for t, plan in enumerate(plans, start=1) for p in plan.parts}
     pool: dict[SetName, slice] = {}
     if isinstance(data, np.ndarray):
@@ -137,7 +140,7 @@ def _arm(
         raise ValueError(f"data must be an array of rows or a fitted Generator, got {type(data).__name__}")
     return Arm(
         loop, plans, generator, data, pool, last_use, metrics, bias, tuple(filters),
-        None if held_out is None else np.asarray(held_out),
+        held_out,
         None if n_eval is None else whole("n_eval", n_eval, 1),
         None if out is None else Path(out), whole("threads", threads, 1),
     )  # fmt: skip

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lmlab.autophagy import figures
 from lmlab.autophagy.filters import BestOf, Filter
+from lmlab.autophagy.generators.decoder import DecoderLM
+from lmlab.autophagy.generators.diffusion import Diffusion
 from lmlab.autophagy.generators.gaussian import Gaussian
+from lmlab.autophagy.generators.kde import KDE
+from lmlab.autophagy.generators.mixture import GaussianMixture
 from lmlab.autophagy.generators.ngram import NGram
 from lmlab.autophagy.generators.protocol import Generator
 from lmlab.autophagy.history import History
@@ -31,6 +36,10 @@ from lmlab.autophagy.options import AutophagyOptions
 from lmlab.autophagy.random import rng_for
 from lmlab.autophagy.runner import sweep
 
+if TYPE_CHECKING:
+    from lmlab.model import DecoderConfig
+    from lmlab.train import TrainConfig
+
 
 def study(
     options: AutophagyOptions,
@@ -46,8 +55,8 @@ def study(
 ) -> dict[str, Any]:
     """`{"arms": [...], "collapse": {...}}` for the report; every number is finite or None.
 
-    train, held_out: documents. encode: text to ids for ngram and decoder (None: its UTF-8 bytes).
-    decoder: the template that generator = "decoder" trains, `DecoderLM(config, train_config, …)`.
+    train, held_out: documents. encode: text to ids for ngram (None: its UTF-8 bytes) and for a decoder that
+    was given. decoder: the template that generator = "decoder" trains; None: `byte_decoder(options)`.
     """
     generator, data, real = material(options, train, held_out, seed=seed, encode=encode, decoder=decoder)
     return {
@@ -124,6 +133,37 @@ def loop_of(name: str, options: AutophagyOptions) -> Loop:
 
 
 # ---------------------------------------------------------------- data and model
+def byte_decoder(
+    options: AutophagyOptions, model: DecoderConfig | None = None, training: TrainConfig | None = None
+) -> DecoderLM:
+    """The template of generator = "decoder": `model` and `training` (None: their defaults) over bytes.
+
+    Ids are the 256 bytes and an end token; windows are one row long. It is trained for as many passes as
+    `training.steps` would make over n_real rows, so that a loop with more rows doesn't see each less often.
+    """
+    from lmlab.model import DecoderConfig
+    from lmlab.train import TrainConfig
+
+    length = options.row_length + 1
+    config = DecoderConfig(vocab_size=257) if model is None else replace(model, vocab_size=257)
+    config = replace(config, max_length=max(config.max_length, length))
+    training = replace(TrainConfig() if training is None else training, length=length)
+    return DecoderLM(config, training, epochs=training.steps * training.batch_size / options.n_real)
+
+
+def template(options: AutophagyOptions, vocab_size: int = 256) -> Generator:
+    """The untrained generator that the options name."""
+    made: dict[str, Callable[[], Generator]] = {
+        "gaussian": Gaussian,
+        "mixture": lambda: GaussianMixture(figures.GRID**2),
+        "kde": KDE,
+        "ngram": lambda: NGram(vocab_size, order=4),
+        "decoder": lambda: byte_decoder(options),
+        "diffusion": lambda: Diffusion(64, classes=10),
+    }
+    return made[options.generator]()
+
+
 def material(
     options: AutophagyOptions,
     train: Iterable[str | bytes],
@@ -133,24 +173,37 @@ def material(
     encode: Callable[[str | bytes], Sequence[int]] | None = None,
     decoder: Generator | None = None,
 ) -> tuple[Generator, np.ndarray | Generator, np.ndarray]:
-    """The template, the real rows (or law) and the held-out rows that the options' generator needs."""
+    """The template, the real rows (or law) and the held-out rows that the options' generator needs.
+
+    ngram, decoder: rows of the text. gaussian: N(0, I) in two dimensions; mixture, kde: the 25 modes of
+    `figures.grid_law`. diffusion: the 8 × 8 digits that scikit-learn brings, a quarter of them held out.
+    """
     if options.generator in ("ngram", "decoder"):
+        encode = None if options.generator == "decoder" and decoder is None else encode
         pool = token_rows(train, options.row_length, encode)
         real = token_rows(held_out, options.row_length, encode)
-        if options.generator == "ngram":
-            vocab_size = 256 if encode is None else 1 + int(max(pool.max(), real.max()))
-            return NGram(vocab_size, order=4), pool, real
-        if decoder is None:
-            raise NotImplementedError(
-                'generator = "decoder" needs decoder=…, a template that can fit and sample'
-            )
-        return decoder, pool, real
-    if options.generator != "gaussian":
-        raise NotImplementedError(
-            f'must be "gaussian", "ngram" or "decoder" in this version, got {options.generator!r}'
-        )
-    law = Gaussian(mean=[0.0, 0.0], cov=[[1.0, 0.0], [0.0, 1.0]])
-    return Gaussian(), law, law.sample(options.n_real, 1.0, rng_for(seed, 0, "held-out"))
+        if options.generator == "decoder" and decoder is not None:
+            return decoder, pool, real
+        vocab_size = 256 if encode is None else 1 + int(max(pool.max(), real.max()))
+        return template(options, vocab_size), pool, real
+    rng = rng_for(seed, 0, "held-out")
+    if options.generator == "diffusion":
+        rows = _digits()[rng.permutation(1797)]
+        return template(options), rows[449:].copy(), rows[:449].copy()
+    law: Generator = figures.grid_law()
+    if options.generator == "gaussian":
+        law = Gaussian(mean=[0.0, 0.0], cov=[[1.0, 0.0], [0.0, 1.0]])
+    return template(options), law, law.sample(options.n_real, 1.0, rng)
+
+
+def _digits() -> np.ndarray:
+    """[1797 65]: 64 grey values in [0, 1], then the label."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError("the digits come with scikit-learn: pip install 'lmlab[mixture]'") from error
+    values, labels = load_digits(return_X_y=True)
+    return np.column_stack([values / 16.0, labels])
 
 
 def token_rows(

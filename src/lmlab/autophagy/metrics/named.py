@@ -105,6 +105,11 @@ NAMED: dict[str, Callable[[Sample], float]] = {
     "log_det": _log_det,
 }
 _NEED_LOG_PROB = {"bits_per_byte"}
+_NEED_IDS = {name for name in NAMED if name.startswith(("distinct_", "entropy_"))} | {
+    "self_bleu",
+    "tail_coverage",
+}
+_NEED_NEIGHBOURS = {"precision", "recall", "density", "coverage"}
 
 
 def resolve(
@@ -130,3 +135,17 @@ def resolve(
                 f"without it: {', '.join(difflib.get_close_matches(name, others, n=3, cutoff=0.0))}"
             )
     return {name: NAMED[name] for name in metrics}
+
+
+def check_rows(names: Sequence[str] | Mapping[str, Any], held_out: np.ndarray) -> None:
+    """Refuse held-out rows that a named metric cannot use; functions of the caller's own see to theirs."""
+    for name in [] if isinstance(names, Mapping) else names:
+        if name in _NEED_IDS and (held_out.ndim != 2 or held_out.dtype.kind not in "iu"):
+            raise ValueError(
+                f"metrics: {name!r} needs rows of integer ids [n t], held_out is {held_out.dtype} "
+                f"{list(held_out.shape)}"
+            )
+        if name in _NEED_NEIGHBOURS and held_out.shape[0] < 6:
+            raise ValueError(
+                f"metrics: {name!r} needs at least 6 held-out rows (k + 1, k = 5), got {held_out.shape[0]}"
+            )
