@@ -2,12 +2,13 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 
 from lmlab.autophagy import AutophagyOptions, Fresh, Synthetic, figures, theory
-from lmlab.autophagy.study import arms, byte_decoder, kinds, material, study, token_rows
+from lmlab.autophagy.study import arms, byte_decoder, check, kinds, material, study, token_rows
 from lmlab.model import DecoderConfig
 from lmlab.train import TrainConfig
 
@@ -96,3 +97,15 @@ def test_rows_of_text_and_their_kinds():
     assert kinds(np.array([[1, 1, 2], [3, 3, 3]])).tolist() == [2.0, 1.0]
     with pytest.raises(ValueError, match="the text has 2 ids, fewer than one row of row_length 3"):
         token_rows(["ab"], 3)
+
+
+@pytest.mark.bad_input
+def test_metrics_that_do_not_fit_the_generator_are_refused_before_any_work():
+    check(AutophagyOptions())
+    for generator, metrics, error, text in (
+        ("diffusion", ("bits_per_byte",), TypeError, "needs log_prob, which Diffusion does not have"),
+        ("kde", ("self_bleu",), ValueError, "'self_bleu' needs rows of integer ids"),
+        ("ngram", ("bleu",), ValueError, "unknown metric 'bleu'; nearest: self_bleu"),
+    ):
+        with pytest.raises(error, match=re.escape(text)):
+            check(AutophagyOptions(generator=generator, metrics=metrics))

@@ -32,6 +32,7 @@ from lmlab.autophagy.loops import (
     Synthetic,
     Weighted,
 )
+from lmlab.autophagy.metrics.named import check_rows, resolve
 from lmlab.autophagy.options import AutophagyOptions
 from lmlab.autophagy.random import rng_for
 from lmlab.autophagy.runner import sweep
@@ -162,6 +163,15 @@ def template(options: AutophagyOptions, vocab_size: int = 256) -> Generator:
         "diffusion": lambda: Diffusion(64, classes=10),
     }
     return made[options.generator]()
+
+
+def check(options: AutophagyOptions) -> None:
+    """Refuse metrics that the generator or its rows cannot have, before any work: ValueError or TypeError."""
+    resolve(options.metrics, template(options))
+    rows = np.zeros(
+        (options.n_real, 1), np.int64 if options.generator in ("ngram", "decoder") else np.float64
+    )
+    check_rows(options.metrics, rows)
 
 
 def material(
