@@ -131,6 +131,16 @@ def test_a_run_shows_each_stage_and_how_long_it_took(home: Path, tmp_path: Path)
     assert versions["command"].startswith("lmlab ")
 
 
+def test_the_map_of_synthetic_rows_is_a_table() -> None:
+    code, said, _ = call(
+        "autophagy", "map", "--bias", "0.9", "--n-real", "100", "400", "--n-synth", "0", "1000"
+    )
+    assert code == 0
+    lines = said.splitlines()
+    assert lines[0] == "n_real,0,1000" and lines[1].startswith("100,1.0000,0.1")
+    assert lines[3] == "# n_synth* = 648.0 for many real rows"
+
+
 def test_train_and_autophagy_do_only_their_stages(home: Path, tmp_path: Path) -> None:
     assert call("train", str(home / "tiny.toml"), "--out", str(tmp_path / "train"), "--quiet")[0] == 0
     rows = json.loads((tmp_path / "train" / "stages.json").read_text())

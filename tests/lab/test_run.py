@@ -295,7 +295,7 @@ def test_training_goes_on_at_its_checkpoint_and_says_so(processes: Any, home: Pa
         ({"tokenize.load": "none.json"}, "tokenize.load"),
         ({"loss.cost": {"kind": "file", "path": "none.safetensors"}, "loss.name": "emo"}, "loss.cost.path"),
         ({"autophagy.metrics": ["bits_per_bite"]}, "autophagy.metrics"),
-        ({"autophagy.generator": "diffusion"}, "autophagy.generator"),
+        ({"autophagy.generator": "diffusion"}, "autophagy.metrics"),
     ],
 )
 def test_what_only_the_rooms_know_is_refused_before_any_work(

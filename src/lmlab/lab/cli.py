@@ -29,6 +29,11 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "report": ("lmlab.lab.verbs", "report", "write the report of a run again"),
     "train": ("lmlab.lab.verbs", "train_recipe", "a recipe's stages up to training"),
     "autophagy": ("lmlab.lab.verbs", "autophagy_recipe", "a recipe's self-consuming loops"),
+    "autophagy map": (
+        "lmlab.lab.verbs",
+        "autophagy_map",
+        "what synthetic rows are worth beside fresh real ones",
+    ),
     "eval bits": ("lmlab.lab.verbs", "eval_bits", "bits per byte of a trained model"),
     "eval length": ("lmlab.lab.verbs", "eval_length", "loss against length"),
     "eval passkey": ("lmlab.lab.verbs", "eval_passkey", "a key found again in a long text"),

@@ -104,6 +104,35 @@ def autophagy_recipe(
     _run(recipe, out, sets, quiet, no_wait, jobs, ("corpus", "autophagy", "report"))
 
 
+def autophagy_map(
+    *,
+    n_real: tuple[int, ...],
+    n_synth: tuple[int, ...],
+    bias: float = 1.0,
+    d: int = 1,
+    trials: int = 4096,
+    seed: int = 0,
+) -> None:
+    """n_e/n_r of a Gaussian fed fresh real and synthetic rows: above 1 the synthetic rows help. As CSV.
+
+    Args:
+        n_real: real rows a generation
+        n_synth: synthetic rows a generation
+        bias: of sampling; 1 is unbiased
+        d: dimensions
+        trials: runs that each cell is the mean of; many dimensions need few
+        seed: of the draws
+    """
+    from lmlab.autophagy.figures import phase
+
+    found = phase(n_real, n_synth, bias=bias, d=d, trials=trials, seed=seed)
+    print(",".join(["n_real", *map(str, n_synth)]))
+    for n, ratios in zip(n_real, found["ratio"], strict=True):
+        print(",".join([str(n), *(f"{ratio:.4f}" for ratio in ratios)]))
+    if found["admissible"] is not None:
+        print(f"# n_synth* = {found['admissible']:.1f} for many real rows")
+
+
 def _run(
     name: str,
     out: Path | None,

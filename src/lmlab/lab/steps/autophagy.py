@@ -21,35 +21,33 @@ from lmlab.model.fields import to_plain
 VERSION = 1
 INPUTS = ("corpus",)
 HELD_OUT_BYTES = 100_000  # of the text that each generation is measured on
-GENERATORS = ("gaussian", "ngram")  # what this version's loops can train
 
 
 def settings(recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
-    return {"autophagy": to_plain(recipe.autophagy), "seed": recipe.seed}, []
+    options = recipe.autophagy
+    found = {"autophagy": to_plain(options), "seed": recipe.seed}
+    if options is not None and options.generator == "decoder":  # it is trained as the recipe's model is
+        model, train = to_plain(recipe.model), to_plain(recipe.train)
+        del model["vocab_size"], train["save_every"], train["keep"], train["eval_every"]
+        found |= {"model": model, "train": train}
+    return found, []
 
 
 def check(recipe: Recipe) -> None:
     """ConfigError for what the loops would refuse after the hours before them."""
-    from lmlab.autophagy import Gaussian, NGram
-    from lmlab.autophagy.metrics.named import resolve
+    from lmlab.autophagy import study
 
-    options = recipe.autophagy
-    if options is None:
+    if recipe.autophagy is None:
         return
-    if options.generator not in GENERATORS:
-        accepted = " or ".join(f'"{name}"' for name in GENERATORS)
-        raise ConfigError(
-            "autophagy.generator", f"must be {accepted} in this version, got {options.generator!r}"
-        )
     try:
-        resolve(options.metrics, Gaussian() if options.generator == "gaussian" else NGram(256))
+        study.check(recipe.autophagy)
     except (ValueError, TypeError) as error:
         raise ConfigError("autophagy.metrics", f"isn't accepted: {error}") from None
 
 
 def work(job: Job) -> dict[str, Any]:
     from lmlab.autophagy import DataExhausted
-    from lmlab.autophagy.study import study
+    from lmlab.autophagy.study import byte_decoder, study
     from lmlab.lab.steps.evaluate import first_documents
 
     options, corpus, loops = job.recipe.autophagy, job.inputs["corpus"], job.out / "loops"
@@ -65,6 +63,11 @@ def work(job: Job) -> dict[str, Any]:
                 read_documents(corpus / "train.jsonl"),
                 first_documents(corpus / "held_out.jsonl", HELD_OUT_BYTES),
                 seed=job.recipe.seed,
+                decoder=(
+                    byte_decoder(options, job.recipe.model, job.recipe.train)
+                    if options.generator == "decoder"
+                    else None
+                ),
                 out=loops,
                 workers=job.workers,
             )
