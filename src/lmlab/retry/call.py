@@ -125,8 +125,9 @@ def _asynchronous(policy: Retry, f: Callable[..., Any]) -> Callable[..., Any]:
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
         begin()
         try:
-            # Passing on no keywords at all is quicker than passing on an empty dict.
-            return await (f(*args, **kwargs) if kwargs else f(*args))
+            if kwargs:
+                return await f(*args, **kwargs)
+            return await f(*args)  # quicker than passing on an empty dict
         except catch as error:
             run = rescue(policy, error)
             if run is None:
