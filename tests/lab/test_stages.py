@@ -93,17 +93,28 @@ def test_a_full_disk_is_an_error_that_names_the_path(tmp_path: Path) -> None:
     assert list((tmp_path / "stages").iterdir()) == []
 
 
-def test_a_resumable_stage_finds_what_it_left(tmp_path: Path) -> None:
+def test_a_stage_with_scratch_finds_what_it_left_and_drops_it_when_it_stands(tmp_path: Path) -> None:
     def dies(directory: Path) -> dict[str, Any]:
-        (directory / "step").write_text("7")
+        (directory / "checkpoints").mkdir()
+        (directory / "checkpoints" / "step").write_text("7")
         raise KeyboardInterrupt
 
     stage = Stage("train", {})
     with pytest.raises(KeyboardInterrupt):
-        perform(tmp_path, stage, dies, resumable=True)
+        perform(tmp_path, stage, dies, scratch="checkpoints")
     assert find(tmp_path, stage) is None
-    done = perform(tmp_path, stage, lambda d: {"from": (d / "step").read_text()}, resumable=True)
+
+    def goes_on(directory: Path) -> dict[str, Any]:
+        (directory / "model").write_text("x")
+        return {"from": (directory / "checkpoints" / "step").read_text()}
+
+    done = perform(tmp_path, stage, goes_on, scratch="checkpoints")
     assert done.result == {"from": "7"}
+    assert sorted(p.name for p in done.path.iterdir()) == ["model", "stage.json"]
+    # killed between the renaming and the dropping: the next run drops it
+    (done.path / "checkpoints").mkdir()
+    perform(tmp_path, stage, goes_on, scratch="checkpoints")
+    assert not (done.path / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"key": "other"}', '{"stage": "corpus"}'])

@@ -24,7 +24,7 @@ from lmlab.lab.journal import Journal
 from lmlab.lab.processes import spread
 from lmlab.lab.progress import Display, clock
 from lmlab.lab.recipe import Recipe
-from lmlab.lab.stages import Done, Stage, find, lock, perform, write_json
+from lmlab.lab.stages import Done, Stage, drop, find, lock, perform, write_json
 from lmlab.lab.steps.job import Job
 from lmlab.model.errors import ConfigError
 from lmlab.retry import atomic_write
@@ -38,7 +38,8 @@ STAGES = (
     "compare",  # one checkpoint, fine-tuned with every loss
     "autophagy",  # the model fed on its own output
 )
-RESUMABLE = ("train", "compare", "autophagy")
+# What a stage that was killed leaves for the next run, inside its directory.
+SCRATCH = {"train": "checkpoints", "compare": "second", "autophagy": "loops"}
 OPTIONAL = ("compare", "autophagy")  # absent without their table
 Arm = tuple[str, int]  # variant, seed
 
@@ -137,6 +138,7 @@ def _stage(
         keys[variant, seed] = stage.key
     ready = {key: d for key, task in tasks.items() if (d := find(out, task.stage))}
     for key, finished in ready.items():
+        drop(finished, SCRATCH.get(name))
         journal.write(name, "reused", directory=finished.path.name)
         display.say(f"{tasks[key].label}: done before")
     for finished in _do([t for key, t in tasks.items() if key not in ready], display, jobs):
@@ -173,7 +175,7 @@ def _perform(task: _Task, display: Display) -> Done:
         result: dict[str, Any] = _module(stage.name).work(job)
         return result
 
-    return perform(task.run, stage, work, resumable=stage.name in RESUMABLE)
+    return perform(task.run, stage, work, scratch=SCRATCH.get(stage.name))
 
 
 def _module(name: str) -> ModuleType:

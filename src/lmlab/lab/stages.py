@@ -104,17 +104,20 @@ def find(run: Path, stage: Stage) -> Done | None:
 
 
 def perform(
-    run: Path, stage: Stage, work: Callable[[Path], dict[str, Any]], *, resumable: bool = False
+    run: Path, stage: Stage, work: Callable[[Path], dict[str, Any]], *, scratch: str | None = None
 ) -> Done:
     """Do `stage` unless it is done: `work(directory)` fills the directory and returns the stage's result.
 
     The directory is a temporary one beside its final name, which it gets, fsynced, when the work is whole.
-    A resumable stage finds in it what a killed run of the same key left; others begin with an empty one.
-    An exception removes the temporary directory (of a stage that isn't resumable) and passes.
+    scratch: the name, inside it, of what a killed run of the same key leaves for the next one (checkpoints);
+    it is removed when the stage stands, not before. Without it a stage begins with an empty directory, and an
+    exception removes the temporary one.
     """
     done = find(run, stage)
     if done is not None:
+        drop(done, scratch)  # the run before was killed just before it did
         return done
+    resumable = scratch is not None
     final = run / "stages" / stage.directory
     temporary = run / "stages" / f".tmp-{stage.directory}"
     if not resumable:
@@ -125,7 +128,7 @@ def perform(
         result = finite(work(temporary))
         seconds = perf_counter() - start
         write_json(temporary / "stage.json", describe(stage, result, seconds))
-        sync(temporary)
+        sync(temporary, scratch)
         if final.exists():  # a damaged one: find() refused it
             shutil.rmtree(final)
         temporary.rename(final)
@@ -136,7 +139,15 @@ def perform(
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(final)  # "No space left on device" without a name helps nobody
         raise
-    return Done(stage, final, result, seconds, reused=False)
+    done = Done(stage, final, result, seconds, reused=False)
+    drop(done, scratch)
+    return done
+
+
+def drop(done: Done, scratch: str | None) -> None:
+    """Remove what only an unfinished stage needs."""
+    if scratch is not None:
+        shutil.rmtree(done.path / scratch, ignore_errors=True)
 
 
 def describe(stage: Stage, result: Mapping[str, Any], seconds: float) -> dict[str, Any]:
@@ -155,9 +166,11 @@ def describe(stage: Stage, result: Mapping[str, Any], seconds: float) -> dict[st
     }
 
 
-def sync(directory: Path) -> None:
+def sync(directory: Path, scratch: str | None = None) -> None:
     """fsync every file and directory below `directory`, so that a rename never shows an empty shell."""
-    for root, _, files in os.walk(directory):
+    for root, below, files in os.walk(directory):
+        if scratch is not None and scratch in below and Path(root) == directory:
+            below.remove(scratch)  # it is removed next
         for name in files:
             descriptor = os.open(Path(root, name), os.O_RDONLY)
             try:

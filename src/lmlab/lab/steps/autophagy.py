@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,7 +57,7 @@ def work(job: Job) -> dict[str, Any]:
             job.warnings_to_log(),
             _watched(loops, advance),
         ):
-            found = study(
+            return study(
                 options,
                 read_documents(corpus / "train.jsonl"),
                 first_documents(corpus / "held_out.jsonl", HELD_OUT_BYTES),
@@ -76,8 +75,6 @@ def work(job: Job) -> dict[str, Any]:
             f"[autophagy] needs more text, in rows of {options.row_length} bytes: {error}. Give more text, "
             "lower n_real, n_synth, generations or row_length, or set control = false"
         ) from error
-    shutil.rmtree(loops)  # the models of all generations: only a run that is cut off needs them
-    return found
 
 
 def _size(options: AutophagyOptions) -> int:

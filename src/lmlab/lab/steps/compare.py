@@ -138,7 +138,6 @@ def work(job: Job) -> dict[str, Any]:
         for text in dict.fromkeys(t for some in found.values() for one in some for t in one.pop("warnings")):
             job.journal.warn(job.stage, text)
         cost = cost_pictures(job.inputs["train"] / "model", job.inputs["tokenize"], home)
-    shutil.rmtree(home)
     return summary(found, chosen) | {
         "steps": options.steps,
         "seeds": list(seeds),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,8 +84,9 @@ def work(job: Job) -> dict[str, Any]:
             held_out=held_out if len(held_out) >= 2 * recipe.train.length else None,
             on_step=_recorder(job, advance),
         )
+    if result.resumed_at == result.steps:  # no step was left that could have told it
+        job.journal.write("train", "resume", step=result.resumed_at)
     model.save(job.out / "model")
-    shutil.rmtree(checkpoints)
     fresh = (result.steps - result.resumed_at) * recipe.train.batch_size * recipe.train.length
     steps = result.history
     return {
