@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -123,12 +124,13 @@ def test_a_run_prints_what_was_found_and_where_the_report_is(home: Path, finishe
 
 
 def test_a_run_shows_each_stage_and_how_long_it_took(home: Path, tmp_path: Path) -> None:
-    code, _, error = call("run", str(home / "tiny.toml"), "--out", str(tmp_path / "run"))
+    words = ["run", str(home / "tiny.toml"), "--out", str(tmp_path / "run"), "--set", "name=other"]
+    code, _, error = call(*words)
     assert code == 0
     for stage in ("corpus", "tokenize", "train", "evaluate", "generate", "autophagy", "report"):
         assert f"{stage}: done in " in error
     versions = json.loads((tmp_path / "run" / "versions.json").read_text())
-    assert versions["command"].startswith("lmlab ")
+    assert shlex.split(versions["command"]) == ["lmlab", *words]
 
 
 def test_the_map_of_synthetic_rows_is_a_table() -> None:

@@ -1,5 +1,6 @@
 """The whole way from text to report, small: what it leaves, what it does again, and what a kill changes."""
 
+import dataclasses
 import json
 import multiprocessing
 import random
@@ -15,7 +16,7 @@ from lmlab.lab.journal import read_lines
 from lmlab.model import ConfigError, Decoder
 from lmlab.model.checkpoint import read_tensors
 from lmlab.tokenize import Tokenizer
-from lmlab.train import TrainingError, weights_sha256
+from lmlab.train import TokenFile, TrainingError, train, weights_sha256
 
 HOSTILE = '<script>alert(1)</script></svg>]]>\u202e\x1b[31m&amp;"'
 
@@ -223,10 +224,10 @@ def processes() -> Any:
     return context
 
 
-def died(processes: Any, recipe: Path, out: Path, kill_at: int) -> int | None:
+def died(processes: Any, recipe: Path, out: Path, kill_at: int = 0, kill_step: int = 0) -> int | None:
     """Run in a child that is killed at a point; how many points there were, None if it was killed."""
     here, there = processes.Pipe(duplex=False)
-    child = processes.Process(target=run_and_die, args=(str(recipe), str(out), kill_at, there))
+    child = processes.Process(target=run_and_die, args=(str(recipe), str(out), kill_at, kill_step, there))
     child.start()
     there.close()
     child.join(120)
@@ -266,21 +267,35 @@ def test_a_run_that_is_killed_at_random_moments_ends_as_if_nothing_had_been(
     assert not [row for row in (out / "log.jsonl").read_text().splitlines() if not row.endswith("}")]
 
 
-def test_training_goes_on_at_its_checkpoint_and_says_so(processes: Any, home: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("killed", "checkpoint"), [(5, 4), (6, 4), (7, 6)])
+def test_training_goes_on_at_its_checkpoint_and_says_so(
+    killed: int, checkpoint: int, processes: Any, home: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
-    calls = 40
-    while died(processes, home / "tiny.toml", out, calls) is None:
-        log = list(read_lines(out / "log.jsonl"))
-        steps = [row["step"] for row in log if row["event"] == "step"]
-        if steps and max(steps) >= 5:
-            break
-        calls += 20
+    assert died(processes, home / "tiny.toml", out, kill_step=killed) is None
     done = run(load_recipe(home / "tiny.toml"), out, quiet=True)
-    resumed = [row for row in read_lines(out / "log.jsonl") if row["event"] == "resume"]
-    assert resumed and resumed[-1]["step"] >= 4
+    resumed = [row["step"] for row in read_lines(out / "log.jsonl") if row["event"] == "resume"]
+    assert resumed == [checkpoint]
     told = json.loads((out / stages(done.path)["train"]["directory"] / "stage.json").read_text())
-    assert told["result"]["resumed_at"] == resumed[-1]["step"]
+    assert told["result"]["resumed_at"] == checkpoint
     assert [row["step"] for row in told["result"]["history"]] == list(range(1, 9))
+
+
+def test_a_training_with_nothing_left_to_do_says_so_too(processes: Any, home: Path, tmp_path: Path) -> None:
+    """Killed when the last checkpoint stands and the stage doesn't."""
+    recipe, out = load_recipe(home / "tiny.toml"), tmp_path / "run"
+    assert died(processes, home / "tiny.toml", out, kill_step=7) is None
+    (work,) = out.glob("stages/.tmp-train-*")
+    data = TokenFile.open(next(out.glob("stages/tokenize-*/train.tok")))
+    held_out = TokenFile.open(next(out.glob("stages/tokenize-*/held_out.tok")))
+    model = Decoder(dataclasses.replace(recipe.model, vocab_size=data.vocab_size), seed=recipe.seed)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the child
+    train(model, data, recipe.train, out=work / "checkpoints", held_out=held_out)
+    torch.set_num_threads(threads)
+    run(recipe, out, quiet=True)
+    resumed = [row["step"] for row in read_lines(out / "log.jsonl") if row["event"] == "resume"]
+    assert resumed == [8]
 
 
 # --- what is refused ----------------------------------------------------------------------------------------

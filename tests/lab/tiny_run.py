@@ -82,9 +82,10 @@ def metrics_of(run: Path) -> Any:
 EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "shutil.rmtree"}
 
 
-def run_and_die(recipe: str, out: str, kill_at: int, answer: Any) -> None:
+def run_and_die(recipe: str, out: str, kill_at: int, kill_step: int, answer: Any) -> None:
     """In a process of its own: run, and be killed by SIGKILL just before the `kill_at`-th call that touches a
-    file of the run (0: never). Sends how many there were."""
+    file of the run, or when the training has logged step `kill_step` (0: never). Sends how many calls there
+    were."""
     import os
     import signal
     import sys
@@ -92,6 +93,7 @@ def run_and_die(recipe: str, out: str, kill_at: int, answer: Any) -> None:
     import torch
 
     from lmlab.lab import load_recipe, run
+    from lmlab.lab.journal import Journal
 
     calls = 0
 
@@ -102,6 +104,14 @@ def run_and_die(recipe: str, out: str, kill_at: int, answer: Any) -> None:
             if calls == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
+    write = Journal.write
+
+    def told(self: Journal, stage: str | None, event: str, **fields: Any) -> None:
+        write(self, stage, event, **fields)
+        if event == "step" and fields["step"] == kill_step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Journal.write = told  # type: ignore[method-assign]
     torch.set_num_threads(1)
     sys.addaudithook(watch)
     run(load_recipe(recipe), Path(out), quiet=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,7 +42,7 @@ def run_recipe(
         no_wait: end with 5 if another run holds the directory, instead of waiting
         jobs: variants and seeds at a time, each in a process of its own
     """
-    _run(recipe, out, sets, quiet, no_wait, jobs, None)
+    _run(("run", recipe), out, sets, quiet, no_wait, jobs, None)
 
 
 def demo(
@@ -57,7 +56,7 @@ def demo(
         no_wait: end with 5 if another run holds the directory, instead of waiting
         jobs: variants and seeds at a time
     """
-    _run("demo", out, sets, quiet, no_wait, jobs, None)
+    _run(("demo",), out, sets, quiet, no_wait, jobs, None)
 
 
 def train_recipe(
@@ -79,7 +78,7 @@ def train_recipe(
         no_wait: end with 5 if another run holds the directory, instead of waiting
         jobs: variants and seeds at a time
     """
-    _run(recipe, out, sets, quiet, no_wait, jobs, ("corpus", "tokenize", "train"))
+    _run(("train", recipe), out, sets, quiet, no_wait, jobs, ("corpus", "tokenize", "train"))
 
 
 def autophagy_recipe(
@@ -101,7 +100,7 @@ def autophagy_recipe(
         no_wait: end with 5 if another run holds the directory, instead of waiting
         jobs: loops at a time
     """
-    _run(recipe, out, sets, quiet, no_wait, jobs, ("corpus", "autophagy", "report"))
+    _run(("autophagy", recipe), out, sets, quiet, no_wait, jobs, ("corpus", "autophagy", "report"))
 
 
 def autophagy_map(
@@ -134,7 +133,7 @@ def autophagy_map(
 
 
 def _run(
-    name: str,
+    words: tuple[str, ...],
     out: Path | None,
     sets: tuple[str, ...],
     quiet: bool,
@@ -145,12 +144,15 @@ def _run(
     from lmlab.lab.overrides import parse_overrides
     from lmlab.lab.recipe import load_recipe
 
-    recipe = load_recipe(name, parse_overrides(sets))
+    recipe = load_recipe(words[-1], parse_overrides(sets))
     from lmlab.lab.pipeline import STAGES, run  # after the recipe is known to be right: this loads more
 
-    command = shlex.join(["lmlab", *sys.argv[1:]])
     only = (*STAGES, "report") if only is None else only
-    done = run(recipe, out, quiet=quiet, jobs=jobs, wait=not no_wait, only=only, command=command)
+    command = ["lmlab", *words, *(["--out", str(out)] if out else [])]
+    command += [word for pair in sets for word in ("--set", pair)] + (
+        ["--jobs", str(jobs)] if jobs > 1 else []
+    )
+    done = run(recipe, out, quiet=quiet, jobs=jobs, wait=not no_wait, only=only, command=shlex.join(command))
     for variant, values in done.metrics["variants"].items():
         if values["bits_per_byte"] is not None:
             baselines = done.metrics["baselines"]
