@@ -13,7 +13,7 @@ import pytest
 
 from lab.tiny_run import write_tiny
 from lmlab.lab import run as run_in_python
-from lmlab.lab.cli import MOUNTED, VERBS, main
+from lmlab.lab.cli import VERBS, main
 from lmlab.lab.recipe import load_recipe, recipe_names
 from lmlab.lab.stages import lock
 
@@ -41,8 +41,11 @@ def finished(home: Path) -> Path:
 def test_help_lists_every_verb() -> None:
     code, out, _ = call("--help")
     assert code == 0
-    for verb in (*VERBS, *MOUNTED):
+    for verb in VERBS:
         assert f"\n  {verb} " in out
+    code, out, _ = call("tokenize", "--help")
+    assert code == 0
+    assert "\n  tokenize train " in out and "\n  run " not in out
     assert call()[0] == 2
     assert call("--version")[1].startswith("lmlab 0.")
 
@@ -60,9 +63,9 @@ def test_help_and_a_bad_recipe_load_no_torch(tmp_path: Path) -> None:
         "import sys; from lmlab.lab.cli import main; codes = [main(w.split('|')) for w in sys.argv[1:]]; "
         "print(codes, [m for m in ('torch', 'numpy', 'matplotlib') if m in sys.modules])"
     )
-    words = ["--help", "run|--help", "recipes", f"run|{tmp_path / 'bad.toml'}"]
+    words = ["--help", "run|--help", "tokenize|train|--help", "recipes", f"run|{tmp_path / 'bad.toml'}"]
     ran = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
-    assert ran.stdout.splitlines()[-1] == "[0, 0, 0, 2] []"
+    assert ran.stdout.splitlines()[-1] == "[0, 0, 0, 0, 2] []"
     assert ran.stderr == "error: bad.toml: unknown key 'train.step'. Did you mean 'train.steps'?\n"
 
 
@@ -80,6 +83,7 @@ def test_the_module_is_the_command() -> None:
         (["runn"], 2, "error: unknown command 'runn'. Did you mean 'run'?"),
         (["xyz"], 2, "error: unknown command 'xyz'. See `lmlab --help`."),
         (["eval"], 2, "error: `lmlab eval` takes bits, length, passkey"),
+        (["tokenize", "trian"], 2, "error: `lmlab tokenize` takes train, encode, decode, inspect"),
         (["data", "fetsh"], 2, "error: `lmlab data` takes fetch, list"),
         (["run", "demmo"], 2, "Did you mean 'demo'?"),
         (["run", "demo", "--sett", "a=1"], 2, "--set"),

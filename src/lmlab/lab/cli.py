@@ -40,11 +40,11 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "generate": ("lmlab.lab.verbs", "generate_text", "text from a trained model"),
     "data fetch": ("lmlab.lab.verbs", "data_fetch", "bring a pinned corpus (the only verb with network)"),
     "data list": ("lmlab.lab.verbs", "data_list", "the corpora that can be fetched"),
+    "tokenize train": ("lmlab.tokenize.command", "train", "learn a vocabulary from text"),
+    "tokenize encode": ("lmlab.tokenize.command", "encode", "lines of text to lines of ids"),
+    "tokenize decode": ("lmlab.tokenize.command", "decode", "lines of ids to lines of text"),
+    "tokenize inspect": ("lmlab.tokenize.command", "inspect", "how a text is cut, and its lattice as SVG"),
     "bench": ("lmlab.lab.verbs", "bench", "measure a part against its rivals"),
-}
-# verb -> (module, what it does): `MODULE.main(argv)` reads the rest of the line and returns the exit code
-MOUNTED: dict[str, tuple[str, str]] = {
-    "tokenize": ("lmlab.tokenize.command", "train, encode, decode, inspect: the tokenizer alone"),
 }
 
 
@@ -86,9 +86,6 @@ def _dispatch(words: list[str]) -> int:
 
         print(f"lmlab {lmlab.__version__}")
         return 0
-    if words[0] in MOUNTED:
-        module = importlib.import_module(MOUNTED[words[0]][0])
-        return int(module.main(words[1:]) or 0)
     for verb in (" ".join(words[:2]), words[0]):
         if verb in VERBS:
             module_name, function, _ = VERBS[verb]
@@ -96,6 +93,9 @@ def _dispatch(words: list[str]) -> int:
             call = _parse(getattr(importlib.import_module(module_name), function), verb, rest)
             call()
             return 0
+    if words[1:] in (["-h"], ["--help"]) and (group := _group(words[0])):
+        print(_help(group, words[0]))
+        return 0
     return _unknown(words)
 
 
@@ -133,31 +133,30 @@ def _unboxed(text: str) -> str:
 
 def _unknown(words: list[str]) -> int:
     """No such verb: the nearest one, or what the first word may be followed by."""
-    groups = [verb for verb in VERBS if verb.startswith(f"{words[0]} ")]
-    known = [*VERBS, *MOUNTED]
-    if groups:
-        problem = f"`lmlab {words[0]}` takes {', '.join(verb.split()[1] for verb in groups)}"
+    group = _group(words[0])
+    if group:
+        problem = f"`lmlab {words[0]}` takes {', '.join(verb.split()[1] for verb in group)}"
     else:
-        near = get_close_matches(words[0], [*known, *{v.split()[0] for v in known}], n=1)
+        near = get_close_matches(words[0], [*VERBS, *{v.split()[0] for v in VERBS}], n=1)
         hint = f"Did you mean '{near[0]}'?" if near else "See `lmlab --help`."
         problem = f"unknown command {words[0]!r}. {hint}"
     print(f"error: {problem}", file=sys.stderr)
     return USAGE
 
 
-def _help() -> str:
-    rows = {verb: about for verb, (_, _, about) in VERBS.items()} | {v: a for v, (_, a) in MOUNTED.items()}
+def _group(word: str) -> list[str]:
+    """The verbs of two words that begin with this one."""
+    return [verb for verb in VERBS if verb.startswith(f"{word} ")]
+
+
+def _help(verbs: Sequence[str] = (), group: str = "") -> str:
+    rows = {verb: VERBS[verb][2] for verb in verbs or sorted(VERBS)}
     width = max(map(len, rows))
-    lines = [f"  {verb:{width}}  {about}" for verb, about in sorted(rows.items(), key=lambda row: row[0])]
-    return "\n".join(
-        [
-            "usage: lmlab VERB [ARGUMENTS]   (lmlab VERB --help tells more)",
-            "",
-            *lines,
-            "",
-            "Begin with `lmlab demo`, then `lmlab run RECIPE --set key=value`.",
-        ]
-    )
+    usage = f"usage: lmlab {group or 'VERB'} [ARGUMENTS]   (lmlab VERB --help tells more)"
+    lines = [usage, "", *(f"  {verb:{width}}  {about}" for verb, about in rows.items())]
+    if not group:
+        lines += ["", "Begin with `lmlab demo`, then `lmlab run RECIPE --set key=value`."]
+    return "\n".join(lines)
 
 
 def _one_line(error: Exception) -> str:

@@ -37,6 +37,15 @@ Array<T> to_array(const std::vector<T>& values) {
     return array;
 }
 
+template <class T>
+std::vector<T> to_vector(const Input<T>& array) {
+    return std::vector<T>(array.data(), array.data() + array.size());
+}
+template <class T>
+std::vector<T> to_vector(nb::handle array) {
+    return to_vector(nb::cast<Input<T>>(array));
+}
+
 // The bytes of a text. A str keeps its UTF-8 form for as long as it lives, so the view needs no copy.
 View view_of(nb::handle text) {
     Py_ssize_t size = 0;
@@ -56,6 +65,12 @@ View checked_view(nb::handle text, size_t index = 0) {
     if (view.size >= int64_t{1} << 31)
         throw nb::value_error(("text " + std::to_string(index) + " has 2^31 bytes or more: cut it").c_str());
     return view;
+}
+
+std::vector<View> views_of(nb::tuple texts) {
+    std::vector<View> views(texts.size());
+    for (size_t i = 0; i < views.size(); ++i) views[i] = checked_view(texts[i], i);
+    return views;
 }
 
 Strings to_strings(nb::bytes joined, Input<int64_t> offsets) {
@@ -227,8 +242,7 @@ private:
     }
 
     nb::tuple batch(nb::tuple texts, const Draw& draw, uint64_t stream, int threads) {
-        std::vector<View> views(texts.size());
-        for (size_t i = 0; i < views.size(); ++i) views[i] = checked_view(texts[i], i);
+        const std::vector<View> views = views_of(texts);
         Array<int64_t> offsets = make_array<int64_t>(views.size() + 1);
         int64_t* ends = offsets.data();
         Runs runs;
@@ -279,12 +293,11 @@ public:
             uint64_t seed)
         : corpus_(make_rules(boundaries, characters_whole, split_digits, max_piece_bytes), budget, seed) {}
 
-    void add(nb::object text, int64_t texts) {
-        const View view = view_of(text);
-        corpus_.texts += texts;
-        if (view.size <= QUICK) return corpus_.add(view);
+    void add(nb::tuple texts, int64_t count) {
+        const std::vector<View> views = views_of(texts);
+        corpus_.texts += count;
         nb::gil_scoped_release release;
-        corpus_.add(view);
+        for (View view : views) corpus_.add(view);
     }
 
     size_t seed(uint64_t min_count, size_t keep, int workers) {
@@ -315,11 +328,11 @@ public:
     void refill(size_t target) { trainer_->refill(target); }
     void start_counts() { trainer_->start_counts(); }
 
-    void count(nb::object text, int workers) {
-        const View view = view_of(text);
+    void count(nb::tuple texts, int workers) {
+        const std::vector<View> views = views_of(texts);
         const Interrupt interrupt = signals();
         nb::gil_scoped_release release;
-        trainer_->count(view, workers, interrupt);
+        trainer_->count(views, workers, interrupt);
     }
 
     double finish_counts() { return trainer_->finish_counts(); }
@@ -329,6 +342,55 @@ public:
     int64_t bytes_used() const { return corpus_.bytes_used; }
     int64_t texts() const { return corpus_.texts; }
     bool whole() const { return corpus_.whole(); }
+
+    // The sample and the seeds, which stay as they are once `seed` is done; `restore` takes the same arrays.
+    nb::dict sample() const {
+        std::vector<uint32_t> sizes, counts;
+        for (const Corpus::Chunk& chunk : corpus_.chunks()) {
+            sizes.push_back(chunk.size);
+            counts.push_back(chunk.count);
+        }
+        const auto& boundary = corpus_.boundary_counts();
+        nb::dict arrays;
+        arrays["bytes"] = to_array(corpus_.bytes());
+        arrays["sizes"] = to_array(sizes);
+        arrays["counts"] = to_array(counts);
+        arrays["boundaries"] = to_array(std::vector<int64_t>(boundary.begin(), boundary.end()));
+        arrays["read"] = to_array(std::vector<int64_t>{corpus_.bytes_read, corpus_.bytes_used, corpus_.texts});
+        arrays["chance"] = to_array(std::vector<double>{corpus_.chance()});
+        arrays["pieces"] = to_array(trainer_->all().bytes);
+        arrays["offsets"] = to_array(trainer_->all().offsets);
+        arrays["occurrences"] = to_array(trainer_->occurrences());
+        return arrays;
+    }
+
+    nb::tuple state() const {  // members, counts, scores
+        const Trainer::State state = trainer_->state();
+        return nb::make_tuple(to_array(state.members), to_array(state.counts), to_array(state.scores));
+    }
+
+    void restore(nb::dict sample, Input<uint32_t> members, Input<double> counts, Input<double> scores) {
+        const auto sizes = nb::cast<Input<uint32_t>>(sample["sizes"]), times = nb::cast<Input<uint32_t>>(sample["counts"]);
+        std::vector<Corpus::Chunk> chunks;
+        int64_t start = 0;
+        for (size_t i = 0; i < sizes.size(); ++i) {
+            chunks.push_back({start, sizes.data()[i], times.data()[i]});
+            start += sizes.data()[i];
+        }
+        corpus_.restore(to_vector<uint8_t>(sample["bytes"]), std::move(chunks),
+                        nb::cast<Input<int64_t>>(sample["boundaries"]).data(),
+                        nb::cast<Input<double>>(sample["chance"]).data()[0]);
+        const auto read = nb::cast<Input<int64_t>>(sample["read"]);
+        corpus_.bytes_read = read.data()[0];
+        corpus_.bytes_used = read.data()[1];
+        corpus_.texts = read.data()[2];
+        Strings all;
+        all.bytes = to_vector<uint8_t>(sample["pieces"]);
+        all.offsets = to_vector<int64_t>(sample["offsets"]);
+        trainer_ = std::make_unique<Trainer>(
+            corpus_, std::move(all), to_vector<uint64_t>(sample["occurrences"]),
+            Trainer::State{to_vector(members), to_vector(counts), to_vector(scores)});
+    }
 
     nb::tuple result() const {  // pieces, counts, scores
         nb::list pieces;
@@ -372,6 +434,9 @@ void bind_tokenize(nb::module_& m) {
         .def("start_counts", &Learner::start_counts)
         .def("count", &Learner::count)
         .def("finish_counts", &Learner::finish_counts)
+        .def("sample", &Learner::sample)
+        .def("state", &Learner::state)
+        .def("restore", &Learner::restore)
         .def("result", &Learner::result)
         .def_prop_ro("size", &Learner::size)
         .def_prop_ro("bytes_read", &Learner::bytes_read)

@@ -109,4 +109,13 @@ void Corpus::finish() {
     }
 }
 
+void Corpus::restore(std::vector<uint8_t> bytes, std::vector<Chunk> chunks, const int64_t* boundary_counts,
+                     double chance) {
+    bytes_ = std::move(bytes);
+    chunks_ = std::move(chunks);
+    std::copy(boundary_counts, boundary_counts + 256, boundary_counts_.begin());
+    chance_ = chance;
+    std::vector<uint32_t>().swap(table_);
+}
+
 }  // namespace lmlab::tokenize

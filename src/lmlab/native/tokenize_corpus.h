@@ -40,6 +40,10 @@ public:
     int64_t bytes_read = 0, bytes_used = 0, texts = 0;  // bytes_used: of the chunks kept, with their counts
     bool whole() const { return chance_ == 1.0; }
 
+    double chance() const { return chance_; }
+    // What `finish` left of a corpus before, in place of everything that this one holds.
+    void restore(std::vector<uint8_t> bytes, std::vector<Chunk> chunks, const int64_t* boundary_counts, double chance);
+
 private:
     void add_chunk(View chunk);
     void thin();

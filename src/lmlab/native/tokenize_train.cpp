@@ -68,6 +68,13 @@ Trainer::Trainer(const Corpus& corpus, Seeds seeds) : corpus_(corpus) {
     update_scores();
 }
 
+Trainer::Trainer(const Corpus& corpus, Strings all, std::vector<uint64_t> occurrences, State state)
+    : corpus_(corpus), all_(std::move(all)), occurrences_(std::move(occurrences)), members_(std::move(state.members)),
+      counts_(std::move(state.counts)), scores_(std::move(state.scores)) {
+    rebuild();
+    trie_.set_values(scores_.data(), NO_SCORE);
+}
+
 void Trainer::rebuild() { trie_ = Trie(all_, members_); }
 
 void Trainer::update_scores() {
@@ -184,15 +191,16 @@ void Trainer::refill(size_t target) {
 
 void Trainer::start_counts() { std::fill(counts_.begin(), counts_.end(), 0.0); }
 
-void Trainer::count(View text, int workers, const Interrupt& interrupt) {
+void Trainer::count(const std::vector<View>& texts, int workers, const Interrupt& interrupt) {
     std::vector<View> chunks;
-    each_chunk(
-        text, corpus_.rules(), [&](View chunk) { chunks.push_back(chunk); },
-        [&](uint8_t byte) { counts_[byte] += 1.0; });
+    for (View text : texts)
+        each_chunk(
+            text, corpus_.rules(), [&](View chunk) { chunks.push_back(chunk); },
+            [&](uint8_t byte) { counts_[byte] += 1.0; });
     const auto runs = runs_of(chunks, [](View chunk) { return chunk.size; });
+    const int64_t count = static_cast<int64_t>(runs.size()) - 1;
     std::mutex merging;
-    const int64_t share = std::max<int64_t>(1, static_cast<int64_t>(runs.size()) / (2 * std::max(1, workers)));
-    parallel_for(workers, static_cast<int64_t>(runs.size()) - 1, share, [&](int64_t begin, int64_t end) {
+    parallel_for(workers, count, (count + workers - 1) / workers, [&](int64_t begin, int64_t end) {
         Scratch scratch;
         std::vector<int64_t> own(all_.size(), 0);
         for (int64_t run = begin; run < end; ++run) {

@@ -18,6 +18,16 @@ class Trainer {
 public:
     Trainer(const Corpus& corpus, Seeds seeds);
 
+    // Where training is: all that changes after the seeds are found. Vectors are by id of a seed.
+    struct State {
+        std::vector<uint32_t> members;
+        std::vector<double> counts, scores;
+    };
+    State state() const { return {members_, counts_, scores_}; }
+    Trainer(const Corpus& corpus, Strings all, std::vector<uint64_t> occurrences, State state);
+    const Strings& all() const { return all_; }
+    const std::vector<uint64_t>& occurrences() const { return occurrences_; }
+
     // Counts over the corpus by Viterbi, or by expectation (soft); then new scores. Returns the number of tokens.
     double step(bool soft, int workers, const Interrupt& interrupt);
 
@@ -32,7 +42,7 @@ public:
 
     // Counts over other text with the present scores, which stay as they are until `finish_counts`.
     void start_counts();
-    void count(View text, int workers, const Interrupt& interrupt);
+    void count(const std::vector<View>& texts, int workers, const Interrupt& interrupt);
     double finish_counts();
 
     size_t size() const { return members_.size(); }

@@ -35,9 +35,9 @@ def check_texts(texts: object) -> tuple[Any, ...]:
     return found
 
 
-def refuse_surrogate(texts: Sequence[str | bytes], name: str) -> NoReturn:
-    """Raises for the first str that has no UTF-8 form."""
-    for i, text in enumerate(texts):
+def refuse_surrogate(texts: Sequence[str | bytes], name: str, first: int = 0) -> NoReturn:
+    """Raises for the first str that has no UTF-8 form; `first`: the number of texts[0]."""
+    for i, text in enumerate(texts, first):
         if isinstance(text, str):
             try:
                 text.encode()

@@ -119,6 +119,7 @@ class Tokenizer:
         memory_limit: int | str = "1GiB",
         seed: int = 0,
         progress: bool = False,
+        state: str | os.PathLike[str] | None = None,
     ) -> Self:
         """Learns `vocab_size` entries (special tokens among them) from text.
 
@@ -128,6 +129,8 @@ class Tokenizer:
         characters_whole: learned pieces are whole UTF-8 characters. boundaries: bytes in no longer piece;
         split_digits: nor ASCII digits. These three bind training alone: encoding never splits beforehand.
         The same seed gives the same vocabulary whatever `workers`. What is beyond `memory_limit` is sampled.
+        state: a directory in which a killed training leaves where it was: the same call goes on from there and
+        ends with the same vocabulary (a source that is no path must give the same texts); then it is removed.
         `training` of the result says what was measured. Warns (UserWarning) if the text holds too few pieces.
         """
         names = check_special(special_tokens)
@@ -147,6 +150,7 @@ class Tokenizer:
             memory_limit=memory_limit,
             seed=seed,
             progress=progress,
+            state=state,
         )
         return cls._make(contents, names)
 

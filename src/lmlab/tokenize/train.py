@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import os
 import re
 import resource
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from lmlab._native import tokenize as native
 from lmlab.tokenize.checks import LARGEST_SEED, check_integer, check_text, check_threads
 from lmlab.tokenize.files import Contents
+from lmlab.tokenize.partial import VERSION, Partial, Place
 from lmlab.tokenize.source import Source
 from lmlab.tokenize.vocabulary import check_normalize
 
 LEAST_MEMORY = 64 << 20
 BYTES_PER_SAMPLED_BYTE = 24  # of memory, all arrays of the training together
 BYTES_PER_SEED = 640
+BYTES_PER_WORKER_SEED = 48  # each worker has lists of its own: of candidates, and of counts
+BLOCKS_PER_SAVE = 256  # of about a mebibyte
 SHRINK = 0.75  # of the vocabulary left by a round
 NEAR = 1.3  # sizes below NEAR * target count as near the end
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+
+Show = Callable[[str, float | None], None]  # what is done now, and the share that is done
 
 
 def read_memory_limit(memory_limit: object) -> int:
@@ -60,8 +68,12 @@ def learn(
     memory_limit: int | str,
     seed: int,
     progress: bool,
+    state: str | os.PathLike[str] | None,
 ) -> Contents:
-    """Pieces and scores (special tokens left out), and what was measured on the way."""
+    """Pieces and scores (special tokens left out), and what was measured on the way.
+
+    The same arguments give the same result, whatever `workers`, and however often it was killed and went on.
+    """
     check_normalize(normalize)
     least = 256 + len(special_tokens) + 1
     vocab_size = check_integer(vocab_size, "vocab_size", 0)
@@ -91,35 +103,42 @@ def learn(
         "normalize": normalize,
         "special_tokens": list(special_tokens),
         "field": field,
-        "workers": threads,
         "memory_limit": limit,
         "seed": seed,
     }
-    began, memory_before = time.perf_counter(), _peak_memory()
-    text = Source(source, field=field, normalize=normalize)
+    clock = Clock()
+    text = Source(source, field=field, normalize=normalize, longest_line=limit // 16)
     learner = native.Learner(
         boundaries, characters_whole, split_digits, max_piece_bytes, limit // BYTES_PER_SAMPLED_BYTE, seed
     )
     target = vocab_size - len(special_tokens)
-    rounds: list[dict[str, Any]] = []
+    seeds = min(max(50 * vocab_size, 200_000), limit // BYTES_PER_SEED)
+    threads = min(threads, max(1, limit // 4 // (BYTES_PER_WORKER_SEED * seeds)))
+    partial = Partial(state, _key(text, arguments))
     with _progress(progress) as show:
-        show("reading", None)
-        for block, texts in text.blocks():
-            learner.add(block, texts)
-        text.warn()
-        if learner.bytes_read == 0:
-            raise ValueError("source holds no text: nothing to learn from")
-        show("finding seeds", None)
-        seeds = min(max(50 * vocab_size, 200_000), limit // BYTES_PER_SEED)
-        learner.seed(min_count, seeds, threads)
-        tokens = _rounds(learner, target, min_count, pruning, threads, rounds, show)
+        place = partial.load(learner)
+        if place is None:
+            place = Place()
+            total = text.size()
+            for texts, count in text.blocks():
+                learner.add(texts, count)
+                show("reading", text.bytes_read / total if total else None)
+            text.warn()
+            if learner.bytes_read == 0:
+                raise ValueError("source holds no text: nothing to learn from")
+            place.skipped = text.skipped
+            show("finding seeds", None)
+            learner.seed(min_count, seeds, threads)
+            clock.tell(place)
+            partial.begin(learner, place)
+
+        def save() -> None:
+            clock.tell(place)
+            partial.save(learner, place)
+
+        _shrink(learner, target, min_count, pruning, threads, place, save, show)
         if text.again and not learner.whole:
-            for count in (1, 2):
-                show(f"counting all of the source ({count} of 2)", None)
-                learner.start_counts()
-                for block, _ in text.blocks():
-                    learner.count(block, threads)
-                tokens = learner.finish_counts()
+            _count_all(learner, text, threads, place, save, show)
     pieces, counts, scores = learner.result()
     if len(pieces) < target:
         warnings.warn(
@@ -131,59 +150,108 @@ def learn(
         )
     order = [*range(256), *sorted(range(256, len(pieces)), key=lambda i: (-counts[i], pieces[i]))]
     counted = learner.bytes_used if learner.whole or not text.again else learner.bytes_read
+    clock.tell(place)
     training = {
         "bytes_read": learner.bytes_read,
         "bytes_used": learner.bytes_used,
         "texts": learner.texts,
-        "skipped": text.skipped,
-        "rounds": rounds,
-        "tokens": round(tokens),
-        "bytes_per_token": counted / tokens,
-        "seconds": time.perf_counter() - began,
-        "peak_bytes": max(0, _peak_memory() - memory_before),
+        "skipped": place.skipped,
+        "rounds": place.rounds,
+        "tokens": round(place.tokens),
+        "bytes_per_token": counted / place.tokens,
+        "seconds": place.seconds,
+        "peak_bytes": place.peak_bytes,
         **arguments,
+        "workers": threads,
     }
+    partial.remove()
     return Contents([pieces[i] for i in order], scores[order].tolist(), {}, normalize, training)
 
 
-def _rounds(
+def _key(text: Source, arguments: dict[str, Any]) -> str:
+    told = json.dumps([VERSION, text.identity(), arguments], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _shrink(
     learner: Any,
     target: int,
     min_count: int,
     pruning: str,
     threads: int,
-    rounds: list[dict[str, Any]],
-    show: Any,
-) -> float:
-    """Counts and prunes until `target` pieces are left; returns the tokens of the last count."""
-    expected = max(1, math.ceil(math.log(max(learner.size / target, 1.0)) / -math.log(SHRINK)))
+    place: Place,
+    save: Callable[[], None],
+    show: Show,
+) -> None:
+    """Counts and prunes until `target` pieces are left."""
+    expected = max(1, math.ceil(math.log(max(learner.size / target, 1.0)) / -math.log(SHRINK))) + place.round
 
-    def count() -> float:
+    def step() -> float:
         soft = pruning == "likelihood" and learner.size < NEAR * target
         tokens: float = learner.step(soft, threads)
-        rounds.append({"size": learner.size, "bytes_per_token": learner.bytes_used / tokens})
         return tokens
 
-    done = 0
-    while True:
-        show(f"round {done + 1}: {learner.size} pieces", min(1.0, done / expected))
-        learner.step(pruning == "likelihood" and learner.size < NEAR * target, threads)
-        learner.drop_rare(1 if done == 0 else min_count)
-        tokens = count()
-        learner.drop_rare(1 if done == 0 else min_count)
-        if learner.size <= target:
-            break
-        learner.prune(max(target, int(SHRINK * learner.size)), pruning == "likelihood", threads)
-        done += 1
-    if learner.size < target:
-        learner.refill(target)
-        learner.step(False, threads)
-        tokens = count()
-    return tokens
+    while not place.shrunk:
+        show(f"round {place.round + 1}: {learner.size} pieces", min(1.0, place.round / expected))
+        least = 1 if place.round == 0 else min_count
+        step()
+        learner.drop_rare(least)
+        place.tokens = step()
+        place.rounds.append({"size": learner.size, "bytes_per_token": learner.bytes_used / place.tokens})
+        learner.drop_rare(least)
+        if learner.size > target:
+            learner.prune(max(target, int(SHRINK * learner.size)), pruning == "likelihood", threads)
+            place.round += 1
+        else:
+            place.shrunk = True
+            if learner.size < target:
+                learner.refill(target)
+                learner.step(False, threads)
+                place.tokens = learner.step(False, threads)
+        save()
+
+
+def _count_all(
+    learner: Any, text: Source, threads: int, place: Place, save: Callable[[], None], show: Show
+) -> None:
+    """The last two counts, over all of the source instead of the sample."""
+    total = text.size()
+    while place.passes < 2:
+        if place.blocks == 0:
+            learner.start_counts()
+        for number, (texts, _) in enumerate(text.blocks()):
+            if number < place.blocks:
+                continue
+            learner.count(texts, threads)
+            show(
+                f"counting all of the source ({place.passes + 1} of 2)",
+                text.bytes_read / total if total else None,
+            )
+            if (number + 1) % BLOCKS_PER_SAVE == 0:
+                place.blocks = number + 1
+                save()
+        place.tokens = learner.finish_counts()
+        place.passes += 1
+        place.blocks = 0
+        save()
+
+
+class Clock:
+    """Time and memory since the beginning; a training that was killed keeps its earlier ones in the place."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self._memory = _peak_memory()
+
+    def tell(self, place: Place) -> None:
+        now = time.perf_counter()
+        place.seconds += now - self._last
+        self._last = now
+        place.peak_bytes = max(place.peak_bytes, _peak_memory() - self._memory)
 
 
 @contextmanager
-def _progress(wanted: bool) -> Iterator[Any]:
+def _progress(wanted: bool) -> Iterator[Show]:
     """A function (what, share done or None) that shows where training is."""
     if not wanted:
         yield lambda what, share: None
