@@ -1,5 +1,6 @@
 """The harness: what each generation is trained on, metrics, filters, and what a run refuses."""
 
+import hashlib
 import json
 import math
 import re
@@ -160,6 +161,9 @@ def test_rng_for_is_the_same_place_again():
         for seed in (0, 1) for t in (1, 2) for purpose in ("real", "fit") for index in (0, 1)
     }  # fmt: skip
     assert len(set(draws.values())) == 16
+    key = np.frombuffer(hashlib.sha256(repr((1, "fit")).encode()).digest()[:16], dtype="<u8")
+    philox = np.random.Philox(key=key.astype(np.uint64), counter=[0, 0, 1, 2])
+    assert np.random.Generator(philox).integers(2**63) == draws[1, 2, "fit", 1]
     assert all(rng_for(*place).integers(2**63) == value for place, value in draws.items())
 
 
