@@ -1,6 +1,7 @@
 """Killed runs end as if they had not been, and damaged or foreign checkpoints are told apart."""
 
 import dataclasses
+import errno
 import json
 import os
 import random
@@ -16,7 +17,10 @@ import pytest
 import torch
 
 from lmlab.model import CheckpointError, Decoder
+from lmlab.retry import Counters, disk
+from lmlab.retry.testing import testing
 from lmlab.train import TokenFile, TrainConfig, train, weights_sha256
+from lmlab.train.resume import latest
 from train import training
 from train.training import CONFIG, MODEL, tokens
 
@@ -189,3 +193,26 @@ def test_two_processes_are_one(data: TokenFile, tmp_path: Path, dtype: str, tole
     assert len(together) == 24
     for one, other in zip(alone, together, strict=True):
         assert float(one) == pytest.approx(float(other), rel=tolerance)
+
+
+def test_a_checkpoint_is_written_again_where_the_disk_fails_for_a_while(
+    data: TokenFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = os.replace, []
+
+    def replace(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) in (1, 4):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(*arguments)
+
+    monkeypatch.setattr(os, "replace", replace)
+    counters = Counters()
+    model = Decoder(MODEL)
+    with testing():
+        train(model, data, CONFIG, out=tmp_path / "run", retry=disk(hooks=(counters,), name=None))
+    assert counters.retries == {"save_checkpoint": 2} and not counters.gave_up
+    assert weights_sha256(model) == finished(data)[0]
+    found = latest(tmp_path / "run")
+    assert found is not None and found.state["step"] == CONFIG.steps
+    assert list((tmp_path / "run").glob("tmp-*")) == []

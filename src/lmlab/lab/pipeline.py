@@ -21,13 +21,14 @@ from typing import Any
 from lmlab.lab.checks import check
 from lmlab.lab.collect import collect, stage_list
 from lmlab.lab.journal import Journal
+from lmlab.lab.patience import patience
 from lmlab.lab.processes import spread
 from lmlab.lab.progress import Display, clock
 from lmlab.lab.recipe import Recipe
 from lmlab.lab.stages import Done, Stage, drop, find, lock, perform, write_json
 from lmlab.lab.steps.job import Job
 from lmlab.model.errors import ConfigError
-from lmlab.retry import atomic_write
+from lmlab.retry import Retry, atomic_write
 
 STAGES = (
     "corpus",  # raw text: documents, some of them held out
@@ -96,14 +97,16 @@ def run(
         journal = Journal(out / "log.jsonl")
         journal.mend()
         journal.write(None, "start", name=recipe.name)
-        with atomic_write(out / "recipe.toml", "w", encoding="utf-8") as file:
-            file.write(recipe.to_toml())
-        write_json(out / "versions.json", versions(command))
         done: dict[Arm, dict[str, Done]] = {arm: {} for arm in recipes}
-        for name in [name for name in STAGES if name in only]:
-            _stage(name, recipes, done, out, display, journal, jobs)
-            write_json(out / "stages.json", stage_list(done))  # so that half a run can be reported, too
-        metrics = collect(out, recipe, recipes, done)
+        with patience(recipe.retry, journal, None) as retry:
+            retry.call(_write_recipe, out, recipe)
+            retry.call(write_json, out / "versions.json", versions(command))
+            for name in [name for name in STAGES if name in only]:
+                _stage(name, recipes, done, out, display, journal, jobs, retry)
+                retry.call(
+                    write_json, out / "stages.json", stage_list(done)
+                )  # half a run can be reported too
+            metrics = retry.call(collect, out, recipe, recipes, done)
         report = _report(out, display, journal) if "report" in only else None
         seconds = perf_counter() - start
         journal.write(None, "end", seconds=round(seconds, 3))
@@ -119,6 +122,7 @@ def _stage(
     display: Display,
     journal: Journal,
     jobs: int,
+    retry: Retry,
 ) -> None:
     """Do one stage for every arm. Arms whose keys agree share one directory and one piece of work."""
     module = _module(name)
@@ -141,21 +145,22 @@ def _stage(
         drop(finished, SCRATCH.get(name))
         journal.write(name, "reused", directory=finished.path.name)
         display.say(f"{tasks[key].label}: done before")
-    for finished in _do([t for key, t in tasks.items() if key not in ready], display, jobs):
+    for finished in _do([t for key, t in tasks.items() if key not in ready], display, jobs, retry):
         ready[finished.stage.key] = finished
         journal.write(name, "done", directory=finished.path.name, seconds=round(finished.seconds, 3))
     for arm, key in keys.items():
         done[arm][name] = ready[key]
 
 
-def _do(tasks: list[_Task], display: Display, jobs: int) -> Iterator[Done]:
+def _do(tasks: list[_Task], display: Display, jobs: int, retry: Retry) -> Iterator[Done]:
     """The tasks one after another, or each in a process of its own. A process that dies (the system ends one
     when memory is short) costs its task another go, from its last checkpoint."""
     if jobs == 1 or len(tasks) < 2:
         yield from (_perform(replace(task, workers=jobs), display) for task in tasks)
         return
     with display.work(tasks[0].stage.name, len(tasks)) as advance:
-        for n, one in enumerate(spread(_elsewhere, tasks, jobs, tasks[0].recipe.retry), 1):
+        kills = tasks[0].recipe.retry.kills
+        for n, one in enumerate(spread(_elsewhere, tasks, jobs, retry, kills), 1):
             advance(n)
             yield one
 
@@ -170,12 +175,23 @@ def _perform(task: _Task, display: Display) -> Done:
     journal = Journal(task.run / "log.jsonl", variant=stage.variant, seed=stage.seed)
     journal.write(stage.name, "begin")
 
-    def work(directory: Path) -> dict[str, Any]:
-        job = Job(task.recipe, task.inputs, directory, journal, display, stage.name, task.label, task.workers)
-        result: dict[str, Any] = _module(stage.name).work(job)
-        return result
+    with patience(task.recipe.retry, journal, stage.name) as retry:
 
-    return perform(task.run, stage, work, scratch=SCRATCH.get(stage.name))
+        def work(directory: Path) -> dict[str, Any]:
+            job = Job(
+                *(task.recipe, task.inputs, directory, journal, display, stage.name, task.label),
+                retry=retry,
+                workers=task.workers,
+            )
+            result: dict[str, Any] = _module(stage.name).work(job)
+            return result
+
+        return perform(task.run, stage, work, scratch=SCRATCH.get(stage.name), retry=retry)
+
+
+def _write_recipe(out: Path, recipe: Recipe) -> None:
+    with atomic_write(out / "recipe.toml", "w", encoding="utf-8") as file:
+        file.write(recipe.to_toml())
 
 
 def _module(name: str) -> ModuleType:

@@ -20,7 +20,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from lmlab.retry import atomic_write
+from lmlab.retry import Retry, atomic_write, disk
 
 KEY_DIGITS = 12  # of the key, in the directory's name
 
@@ -104,14 +104,19 @@ def find(run: Path, stage: Stage) -> Done | None:
 
 
 def perform(
-    run: Path, stage: Stage, work: Callable[[Path], dict[str, Any]], *, scratch: str | None = None
+    run: Path,
+    stage: Stage,
+    work: Callable[[Path], dict[str, Any]],
+    *,
+    scratch: str | None = None,
+    retry: Retry | None = None,
 ) -> Done:
     """Do `stage` unless it is done: `work(directory)` fills the directory and returns the stage's result.
 
     The directory is a temporary one beside its final name, which it gets, fsynced, when the work is whole.
     scratch: the name, inside it, of what a killed run of the same key leaves for the next one (checkpoints);
     it is removed when the stage stands, not before. Without it a stage begins with an empty directory, and an
-    exception removes the temporary one.
+    exception removes the temporary one. retry: the policy of the last step, from the whole work to the name.
     """
     done = find(run, stage)
     if done is not None:
@@ -127,11 +132,7 @@ def perform(
     try:
         result = finite(work(temporary))
         seconds = perf_counter() - start
-        write_json(temporary / "stage.json", describe(stage, result, seconds))
-        sync(temporary, scratch)
-        if final.exists():  # a damaged one: find() refused it
-            shutil.rmtree(final)
-        temporary.rename(final)
+        (retry or disk()).call(put_in_place, temporary, final, describe(stage, result, seconds), scratch)
         _sync_directory(final.parent)
     except BaseException as error:
         if not resumable:
@@ -142,6 +143,15 @@ def perform(
     done = Done(stage, final, result, seconds, reused=False)
     drop(done, scratch)
     return done
+
+
+def put_in_place(temporary: Path, final: Path, told: dict[str, Any], scratch: str | None) -> None:
+    """Say in stage.json what was found, and give the directory its name."""
+    write_json(temporary / "stage.json", told)
+    sync(temporary, scratch)
+    if final.exists():  # a damaged one: find() refused it
+        shutil.rmtree(final)
+    temporary.rename(final)
 
 
 def drop(done: Done, scratch: str | None) -> None:

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lmlab.model import CheckpointError, ConfigError, Decoder
+from lmlab.retry import Retry, disk
 from lmlab.train.config import TrainConfig
 from lmlab.train.data import TokenFile
 from lmlab.train.errors import TrainingError
@@ -75,20 +76,25 @@ def train(
     held_out: TokenFile | None = None,
     on_step: Callable[[Step], None] | None = None,
     resume: bool = True,
+    retry: Retry | None = None,
 ) -> TrainResult:
     """Train `model` in place for `config.steps` steps.
 
     With `out`, checkpoints go to `out/step-XXXXXXXX` every `save_every` steps and at the end, and a second
     call goes on from the newest one: the weights are then, bit for bit, those of a run that was never stopped
     (same machine, build, threads and processes). resume=False removes old checkpoints. SIGTERM and SIGINT
-    finish the step, save and leave (SystemExit(143), KeyboardInterrupt). Under torchrun the processes share each batch.
+    finish the step, save and leave (SystemExit(143), KeyboardInterrupt). A checkpoint whose write fails for a
+    while is written again under `retry` (`lmlab.retry.disk()`); a step never is. Under torchrun the processes
+    share each batch.
 
     Raises TrainingError when loss or gradient is not finite, CheckpointError for checkpoints of another run,
     ConfigError or ValueError for settings that don't fit model or data.
     """
     out = None if out is None else Path(out)
     with processes(model.head.device) as group, interruptions() as interruption, _threads_kept():
-        return _Run(model, data, config, out, held_out, on_step, group).run(resume, interruption)
+        return _Run(model, data, config, out, held_out, on_step, group, retry or disk()).run(
+            resume, interruption
+        )
 
 
 class _Run:
@@ -103,10 +109,11 @@ class _Run:
         held_out: TokenFile | None,
         on_step: Callable[[Step], None] | None,
         group: Processes,
+        retry: Retry,
     ) -> None:
         _check(model, data, config, group.world)
         self.model, self.data, self.config, self.out = model, data, config, out
-        self.held_out, self.on_step, self.group = held_out, on_step, group
+        self.held_out, self.on_step, self.group, self.retry = held_out, on_step, group, retry
         self.device = model.head.device
         self.criterion = build_criterion(config.loss, model.head)
         self.optimizer: Optimizer = build_optimizer(model, config)
@@ -254,8 +261,10 @@ class _Run:
         if self.out is None or self.group.rank != 0:
             return
         settings = {**self._settings(), "precision": self.precision, "threads": torch.get_num_threads()}
-        save_checkpoint(
-            self.out, step, self.model, self.optimizer, self.criterion, settings, keep=self.config.keep
+        self.retry.call(
+            save_checkpoint,
+            *(self.out, step, self.model, self.optimizer, self.criterion, settings),
+            keep=self.config.keep,
         )
 
     def _note(self, step: Step) -> None:

@@ -211,7 +211,7 @@ def _do(tunings: Sequence[Tuning], job: Job) -> Iterator[Path]:
     yield from (t.file for t in ready)
     left = [t for t in tunings if not t.file.is_file()]
     if job.workers > 1 and len(left) > 1:
-        yield from spread(tune, left, job.workers, job.recipe.retry)
+        yield from spread(tune, left, job.workers, job.retry, job.recipe.retry.kills)
     else:
         yield from map(tune, left)
 

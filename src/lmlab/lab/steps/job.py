@@ -11,6 +11,7 @@ from pathlib import Path
 from lmlab.lab.journal import Journal
 from lmlab.lab.progress import Display
 from lmlab.lab.recipe import Recipe
+from lmlab.retry import Retry
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Job:
     display: Display
     stage: str
     label: str
+    retry: Retry  # for writes and workers, from [retry]
     workers: int = 1  # processes that the stage may use
 
     @contextmanager

@@ -83,6 +83,7 @@ def work(job: Job) -> dict[str, Any]:
             out=checkpoints,
             held_out=held_out if len(held_out) >= 2 * recipe.train.length else None,
             on_step=_recorder(job, advance),
+            retry=job.retry,
         )
     if result.resumed_at == result.steps:  # no step was left that could have told it
         job.journal.write("train", "resume", step=result.resumed_at)
