@@ -182,12 +182,14 @@ def test_two_processes_are_one(data: TokenFile, tmp_path: Path, dtype: str, tole
                 MASTER_PORT=port,
             ),
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
         )
         for rank in (0, 1)
     ]
-    first, second = (rank.communicate(timeout=120)[0] for rank in ranks)
-    assert [rank.returncode for rank in ranks] == [0, 0] and second == ""
+    (first, first_error), (second, second_error) = (rank.communicate(timeout=120) for rank in ranks)
+    assert [rank.returncode for rank in ranks] == [0, 0], first_error + second_error
+    assert second == first_error == second_error == ""
     alone = run("-", data.path, f"dtype={dtype}").stdout.split()[2:]
     together = first.split()[2:]
     assert len(together) == 24

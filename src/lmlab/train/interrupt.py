@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 
 class Interruption:
@@ -15,7 +16,7 @@ class Interruption:
     def __init__(self) -> None:
         self.signal = 0
 
-    def leave(self) -> None:
+    def leave(self) -> NoReturn:
         """End as the signal asks: KeyboardInterrupt (exit 130 at the command line) or SystemExit(143)."""
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +25,7 @@ from lmlab.retry import Retry, disk
 from lmlab.train.config import TrainConfig
 from lmlab.train.data import TokenFile
 from lmlab.train.errors import TrainingError
-from lmlab.train.interrupt import interruptions
+from lmlab.train.interrupt import Interruption, interruptions
 from lmlab.train.objective import Objective, autocast, build_criterion, held_out_loss
 from lmlab.train.optim import build_optimizer, set_learning_rate
 from lmlab.train.precision import choose_precision
@@ -91,10 +93,12 @@ def train(
     ConfigError or ValueError for settings that don't fit model or data.
     """
     out = None if out is None else Path(out)
-    with processes(model.head.device) as group, interruptions() as interruption, _threads_kept():
-        return _Run(model, data, config, out, held_out, on_step, group, retry or disk()).run(
-            resume, interruption
-        )
+    with interruptions() as interruption, _threads_kept():
+        with processes(model.head.device) as group:
+            result = _Run(model, data, config, out, held_out, on_step, group).run(resume, interruption)
+        if result is None:
+            interruption.leave()
+        return result
 
 
 class _Run:
@@ -120,7 +124,8 @@ class _Run:
         self.history: list[Step] = []
         self.precision = ""
 
-    def run(self, resume: bool, interruption: Any) -> TrainResult:
+    def run(self, resume: bool, interruption: Interruption) -> TrainResult | None:
+        """The whole training; None if a signal ended it (in all processes, at the same step)."""
         config, start = self.config, time.monotonic()
         first = self._begin(resume)
         dtype = torch.bfloat16 if self.precision == "bfloat16" else None
@@ -147,8 +152,8 @@ class _Run:
             if last or interrupted or (step + 1) % config.save_every == 0:
                 self._save(step + 1)
             if interrupted:
-                interruption.signal = interruption.signal or 15
-                interruption.leave()
+                interruption.signal = interruption.signal or signal.SIGTERM  # another process got it
+                return None
         tokens = config.steps * config.batch_size * config.length
         return TrainResult(
             self.history, config.steps, tokens, time.monotonic() - start, first, self.precision
@@ -230,7 +235,11 @@ class _Run:
         if self.group.world == 1:
             return objective
         devices = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(objective, device_ids=devices, broadcast_buffers=False)
+        # Buffers are the same in every process already. torch 2.13 has a new name for the argument.
+        accepted = inspect.signature(DistributedDataParallel).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"
+        options: dict[str, Any] = {"device_ids": devices, name: False}
+        return DistributedDataParallel(objective, **options)
 
     def _metrics(self) -> dict[str, float]:
         """What the loss and the codebooks have to say about the step just made."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import distributed as dist
@@ -17,13 +18,18 @@ class Processes:
 
     rank: int
     world: int
+    _last: list[Any] = field(default_factory=list, repr=False)
 
     def mean(self, values: list[float], device: torch.device) -> list[float]:
         """Each value averaged over the processes (float64)."""
         if self.world == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.float64, device=device)
-        dist.all_reduce(tensor)
+        work = dist.all_reduce(tensor, async_op=True)
+        work.wait()
+        # A thread of gloo may hold the work a moment longer than this one. It must never be the last to let go
+        # of a tensor that Python knows: where Python is ending by then, that aborts the process.
+        self._last[:] = [work, tensor]
         return [float(value) for value in tensor / self.world]
 
     def from_first(self, text: str) -> str:
@@ -50,5 +56,6 @@ def processes(device: torch.device) -> Iterator[Processes]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
+        dist.barrier()  # nobody leaves while another still needs it: rank 0 holds the store
     finally:
         dist.destroy_process_group()
