@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 INPUTS := pyproject.toml constraints-cpu.txt CMakeLists.txt $(wildcard src/lmlab/native/*)
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test lint bench clean compiler
+.PHONY: demo test campaign lint bench clean compiler
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -15,6 +15,11 @@ demo: $(VENV)/installed
 # One thread a process: on a busy machine two OpenMP threads wait for each other. Tests of threads set their own.
 test: $(VENV)/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+# What takes too long for every change: hundreds of kills, large searches.
+campaign: $(VENV)/installed-test
+	$(PIP) install -c constraints-cpu.txt -e '.[ray]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m campaign tests/campaign
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -3,11 +3,13 @@
 import os
 import re
 import signal
+import sys
 import threading
 
 import numpy as np
 import pytest
 
+from autophagy.kills import campaign
 from lmlab.autophagy import (
     Accumulate,
     Fresh,
@@ -86,19 +88,26 @@ def test_a_kill_before_or_after_any_rename_loses_at_most_a_generation(tmp_path, 
     equal(go(out), whole)
 
 
-def test_kills_at_random_moments_change_nothing(tmp_path, whole):
-    times = np.random.default_rng(1).uniform(0.0, 0.05, 100)
+@pytest.mark.parametrize(("workers", "backend"), [(1, "loky"), (2, "threading")])
+def test_kills_at_random_moments_change_nothing(tmp_path, whole, workers, backend):
+    """Quick; `make campaign` kills studies in programs of their own a hundred times on every backend."""
+    times = np.random.default_rng(workers).uniform(0.0, 0.05, 50)
     for i, seconds in enumerate(times):
         out = tmp_path / str(i // 10)  # several kills of one run
 
         def work(out=out, seconds=seconds):
             signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, with nothing cleaned up
             signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))
-            go(out)
+            go(out, workers=workers, backend=backend)
 
         in_child(work)
         if i % 10 == 9:
             equal(go(out), whole)
+
+
+def test_a_killed_program_with_two_processes_is_resumed(tmp_path, monkeypatch):
+    monkeypatch.setenv("FITS", str(tmp_path / "fits"))
+    assert campaign(tmp_path, 2, 2, "loky", seed=4)[0] == 2
 
 
 @pytest.mark.parametrize(("workers", "backend"), [(2, "threading"), (4, "threading"), (2, "loky")])
@@ -220,14 +229,23 @@ def test_a_second_run_waits_for_the_first(tmp_path, whole, monkeypatch):
 
 
 @pytest.mark.bad_input
-def test_ray_is_an_extra():
+def test_ray_is_an_extra(monkeypatch):
+    for name in ("ray", "ray.util", "ray.util.joblib"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=re.escape("pip install 'lmlab[ray]'")):
+        go(workers=2, backend="ray")
+
+
+@pytest.mark.peer
+def test_a_ray_cluster_gives_the_same_bits(tmp_path, whole, monkeypatch):
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else ray warns of a change to come
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        import ray  # noqa: F401
-    except ImportError:
-        with pytest.raises(ImportError, match=re.escape("pip install 'lmlab[ray]'")):
-            go(workers=2, backend="ray")
-    else:
-        assert go(workers=2, backend="ray").digest == go().digest
+        go(tmp_path, generations=2, workers=2, backend="ray")
+        equal(go(tmp_path, workers=2, backend="ray"), whole)
+    finally:
+        ray.shutdown()
 
 
 def test_bars_are_shown_without_changing_anything(whole, capsys):
