@@ -1,6 +1,7 @@
 """The comparison of losses: the same batches for all, rates chosen on validation, differences paired by seed."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +120,14 @@ def test_what_can_not_be_compared_is_refused(home: Path, tmp_path: Path) -> None
         CorpusError, match=r"\[compare\] needs at least 34 tokens for its (validation|test) split"
     ):
         run(same, tmp_path / "run", quiet=True, only=ONLY)
+
+
+def test_the_pull_of_each_loss_is_its_derivative(done: Run) -> None:
+    gradient = result(done.path)["gradient"]
+    p = gradient["probabilities"]
+    pull = {row["label"]: row["pull"] for row in gradient["losses"]}
+    assert pull["ce"] == pytest.approx([1 - x for x in p], abs=1e-5)
+    gamma = 2.0  # of the focal loss: d/dz of (1 - p)^g log p
+    focal = [(1 - x) ** gamma * (1 - x) - gamma * x * (1 - x) ** gamma * math.log(x) for x in p]
+    assert pull["focal"] == pytest.approx(focal, abs=1e-5)
+    assert all(a != b for a, b in zip(pull["emo(cost.center=true)"], pull["ce"], strict=True))

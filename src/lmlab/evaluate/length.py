@@ -24,12 +24,13 @@ Model = Callable[..., Any]
 @dataclass(frozen=True)
 class ContextLoss:
     """Mean loss of the same last `targets` targets when the model sees `context` tokens; `stderr` is over
-    documents (NaN for one document)."""
+    documents (NaN for one document). `by_document`: each one's mean, for differences between methods."""
 
     context: int
     loss: float
     stderr: float
     targets: int
+    by_document: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,8 @@ def _context_loss(
     by_document = torch.cat(means)
     count = len(by_document)
     stderr = float(by_document.std()) / math.sqrt(count) if count > 1 else math.nan
-    return ContextLoss(context, float(by_document.mean()), stderr, count * last), seen.hexdigest()
+    single = tuple(by_document.tolist())
+    return ContextLoss(context, float(by_document.mean()), stderr, count * last, single), seen.hexdigest()
 
 
 @torch.no_grad()

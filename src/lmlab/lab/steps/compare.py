@@ -36,10 +36,11 @@ if TYPE_CHECKING:
     from lmlab.tokenize import Tokenizer
     from lmlab.train import LossConfig, TokenFile, TrainConfig
 
-VERSION = 1
+VERSION = 2
 INPUTS = ("corpus", "tokenize", "train")
 BASELINE = "ce"
 WINDOWS = 64  # of each split that are scored
+WORDS = 16  # common ones, at which the gradient of each loss is drawn
 PROMPT = 16  # tokens of a test document that a sample begins with
 OF_THE_TEXT = ("ce", "perplexity", "bits_per_byte", "accuracy", "target_probability", "entropy")
 OF_SAMPLES = ("distinct_2", "repetition", "copied", "divergence")
@@ -112,6 +113,9 @@ class Tuning:
 
 
 def work(job: Job) -> dict[str, Any]:
+    from lmlab.lab.steps.pull import pulls
+    from lmlab.model import Decoder
+
     recipe, options = job.recipe, _options(job.recipe)
     home = job.out / "second"
     labels = {label_of(entry): loss_of(entry) for entry in options.losses}
@@ -137,12 +141,14 @@ def work(job: Job) -> dict[str, Any]:
         found = {label: [_read(run) for run in runs if run.label == label] for label in labels}
         for text in dict.fromkeys(t for some in found.values() for one in some for t in one.pop("warnings")):
             job.journal.warn(job.stage, text)
-        cost = cost_pictures(job.inputs["train"] / "model", job.inputs["tokenize"], home)
+        cost, words = cost_pictures(job.inputs["train"] / "model", job.inputs["tokenize"], home)
+        gradient = pulls(Decoder.load(job.inputs["train"] / "model").head.detach().float(), words, labels)
     return summary(found, chosen) | {
         "steps": options.steps,
         "seeds": list(seeds),
         "corpus": told,
         "cost": cost,
+        "gradient": gradient,
     }
 
 
@@ -344,8 +350,9 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def cost_pictures(model: Path, tokens: Path, home: Path) -> dict[str, Any]:
-    """The transport cost of the checkpoint's head, raw and centred: nearest pieces, and how it is spread."""
+def cost_pictures(model: Path, tokens: Path, home: Path) -> tuple[dict[str, Any], list[int]]:
+    """The transport cost of the checkpoint's head, raw and centred: nearest pieces, and how it is spread; and
+    the most common words."""
     import torch
 
     from lmlab.losses import Cost
@@ -372,7 +379,7 @@ def cost_pictures(model: Path, tokens: Path, home: Path) -> dict[str, Any]:
         pairs = cost.rows(common)[:, common]
         apart: torch.Tensor = pairs[~torch.eye(len(common), dtype=torch.bool)]
         told["histogram"][name] = torch.histogram(apart.clamp(0, 2), edges).hist.long().tolist()
-    return told
+    return told, common[:WORDS].tolist()
 
 
 def _is_word(piece: bytes) -> bool:

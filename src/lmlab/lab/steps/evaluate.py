@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from lmlab.model import Decoder
     from lmlab.rope import Extension
 
-VERSION = 1
+VERSION = 2
 INPUTS = ("corpus", "tokenize", "train")
 BASELINE_BYTES = 16 << 20  # of the training text that lzma sees: its time grows with it
 LENGTH_ROWS = 24  # documents of the length test
+INSIDE_ROWS = 16  # of the trained length, for what is measured inside the model
 COPIES = 8  # passages of each length of the recall test
 
 Count = Callable[[int], None]
@@ -35,6 +36,7 @@ def settings(recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
 
 def work(job: Job) -> dict[str, Any]:
     from lmlab.evaluate import bits_per_byte, byte_baselines
+    from lmlab.lab.steps.inside import inside
     from lmlab.model import Decoder
     from lmlab.tokenize import Tokenizer
 
@@ -63,6 +65,9 @@ def work(job: Job) -> dict[str, Any]:
             with job.warnings_to_log():
                 length = tests.length(done.add)
                 passkeys = tests.passkeys(done.add)
+        done.note = "inside"
+        rows = trained_rows(job.inputs["tokenize"], job.recipe.train.length)
+        measured = None if rows is None else inside(model, rows, job.recipe.train.length)
     return {
         "bits_per_byte": bits.value,
         "bytes_per_token": bits.bytes_per_token,
@@ -72,6 +77,7 @@ def work(job: Job) -> dict[str, Any]:
         "baselines": baselines,
         "length": length,
         "passkey": passkeys,
+        "inside": measured,
     }
 
 
@@ -297,6 +303,18 @@ def held_out_rows(tokens: Path, width: int) -> torch.Tensor:
             "a larger corpus.held_out, or smaller evaluate.length.contexts"
         )
     return torch.cat([ids for ids, _ in data.in_order(width, 8, LENGTH_ROWS)])
+
+
+def trained_rows(tokens: Path, length: int) -> torch.Tensor | None:
+    """Some held-out rows of the trained length; None where the held-out text has none."""
+    import torch
+
+    from lmlab.train import TokenFile
+
+    data = TokenFile.open(tokens / "held_out.tok")
+    if len(data) <= length:
+        return None
+    return torch.cat([ids for ids, _ in data.in_order(length, 8, INSIDE_ROWS)])[:INSIDE_ROWS]
 
 
 def recall_rows(tokens: Path, length: int, seed: int) -> torch.Tensor:
