@@ -69,6 +69,18 @@ class Bar:
     strong: bool = False
 
 
+@dataclass(frozen=True)
+class Dot:
+    """One row of an interval plot: a value, and the interval about it where there is one. `note`: after it."""
+
+    label: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    colour: Colour = 0
+    note: str = ""
+
+
 @dataclass
 class _Plot:
     """The rectangle that the data is drawn in, and the two scales."""
@@ -193,6 +205,45 @@ def _bar(
     furthest = max([end, *map(plot.across, bar.dots)])
     parts.append(_text(furthest + 7, middle + 4, note, "ink strong" if bar.strong else "ink"))
     return parts
+
+
+def interval_chart(
+    name: str,
+    title: str,
+    description: str,
+    dots: Sequence[Dot],
+    axis: Axis,
+    *,
+    zero: str,
+    width: int = HALF,
+) -> Drawing:
+    """One dot a row with its interval, beside a line at 0 called `zero`; labels and notes above the dots."""
+    ends = [v for d in dots for v in (d.value, d.low, d.high)]
+    scale = fit(axis, [*ends, 0.0])
+    step, top = 38.0, 22.0
+
+    def draw(name: str, width: int) -> str:
+        bottom = top + step * len(dots) + 2
+        plot = _Plot(scale, Scale(0, 1, False, ()), 14, top, width - 14, bottom)
+        parts = [_line("grid", plot.across(t), top, plot.across(t), bottom) for t in scale.ticks]
+        parts += _tick_labels([(plot.across(t), axis.form(t)) for t in scale.ticks], bottom + 16)
+        parts.append(_rule(plot, Rule("x", 0.0, zero)))
+        for i, dot in enumerate(dots):
+            y = top + step * i + 27
+            look = _colour(dot.colour)
+            tip = f"{dot.label}: {short(dot.value)}"
+            low, high = finite(dot.low), finite(dot.high)
+            if low is not None and high is not None:
+                tip += f", {short(low)} to {short(high)}"
+                parts.append(_line(f"line {look}", plot.across(low), y, plot.across(high), y))
+            parts.append(_mark(Series(dot.label, (), dot.colour, shape=0), plot.across(dot.value), y, tip))
+            room = int((width - text_width(dot.note)) / 8)
+            parts.append(_text(0, y - 11, shorten(dot.label, room)))
+            parts.append(_text(width, y - 11, dot.note, "dim", "end"))
+        under, bottom = _under(axis.label, plot.left, plot.right, bottom, width)
+        return svg(name, width, bottom, title, description, [*parts, *under])
+
+    return _twice(draw, name, width)
 
 
 def heat_map(

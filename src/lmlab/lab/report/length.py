@@ -1,20 +1,24 @@
 """Longer than it was trained on: loss against context and position, and the passkey test."""
 
+import math
 from collections.abc import Mapping, Sequence
+from statistics import stdev
 from typing import Any
 
 from lmlab.lab.report import distances
 from lmlab.lab.report.chart import FULL, Colour, Rule, Series, heat_map, line_chart
 from lmlab.lab.report.figure import Figure, Panel, Section, Table, html_table
-from lmlab.lab.report.read import RunFiles, Stage, array, mapping, objects
+from lmlab.lab.report.read import RunFiles, Stage, array, get, mapping, mean, objects
 from lmlab.lab.report.scale import Axis
-from lmlab.lab.report.text import amount, escape, finite, number, short
+from lmlab.lab.report.text import amount, escape, finite, number, percent, short
 
 USE = 0.005  # nats a token by which a method must beat the window to be called of use
 
 
 def findings(run: RunFiles) -> list[str]:
     """Whether any method makes use of more context than a window does."""
+    if study(run) is not None:
+        return []  # the verdict says it
     stages = _first_seeds(run)
     found = [(s, best) for s in stages if (best := _best(mapping(s.result.get("length"))))]
     said = [_said(s, method, gap, f"{s.variant}: " * (len(stages) > 1)) for s, (method, gap) in found]
@@ -68,6 +72,7 @@ def _apart(value: float) -> str:
 def section(run: RunFiles) -> Section:
     figures: list[Figure] = []
     variants = _first_seeds(run)
+    asked = study(run) is not None  # its table stands at the top of the report
     settings = [distances.settings(stage) for stage in variants]  # equal ones give one picture
     for i, stage in enumerate(variants):
         variant, result = stage.variant, stage.result
@@ -77,7 +82,8 @@ def section(run: RunFiles) -> Section:
         found = [
             _context(told, suffix, of, variant),
             _position(told, suffix, of, variant),
-            _table(told, suffix, of, variant),
+            _copies(told, suffix, of, variant),
+            None if asked else _table(run.of("evaluate", variant), suffix, of),
             distances.figure(stage, suffix, of) if settings[i] not in settings[:i] else None,
             _passkey(objects(result.get("passkey")), suffix, of, variant),
         ]
@@ -88,6 +94,50 @@ def section(run: RunFiles) -> Section:
         else "No length test ran: the recipe has no <code>[evaluate.length]</code>, or it isn't done."
     )
     return Section("length", "Longer than it was trained on", lead, figures)
+
+
+def study(run: RunFiles) -> Stage | None:
+    """The evaluation of a run whose question is length: one model, and texts that ask for what lies far back."""
+    stages = _first_seeds(run)
+    asked = len(stages) == 1 and objects(get(stages[0].result, "length", "copy"))
+    return stages[0] if asked else None
+
+
+def answer(run: RunFiles) -> Figure | None:
+    """The table that answers the question of such a run."""
+    stage = study(run)
+    return None if stage is None else _table(run.of("evaluate", stage.variant), "", "")
+
+
+def verdict(run: RunFiles) -> str | None:
+    """Its answer in a sentence, as HTML."""
+    stage = study(run)
+    if stage is None:
+        return None
+    stages = run.of("evaluate", stage.variant)
+    told = mapping(stage.result.get("length"))
+    methods = [m for m in _methods(told) if m not in ("none", "window")]
+    certain: list[tuple[str, float]] = []
+    for method in methods:
+        over, error = mean([_row(s, method).get("over_window") for s in stages]), _error(stages, method)
+        if over is not None and over < -max(USE, error or 0.0):
+            certain.append((method, over))
+    times = _longest(told) / (finite(told.get("train_length")) or 1.0)
+    many = "one seed" if len(stages) == 1 else f"{len(stages)} seeds"
+    where = f"At {short(_longest(told))} tokens, {times:.3g} times the trained length ({many}),"
+    if not certain:
+        return f"{where} <strong>no method of {len(methods)} does better than a plain window</strong>."
+    best, over = min(certain, key=lambda pair: pair[1])
+    copy, plain = (mean([_copy_at(s, m) for s in stages]) for m in (best, "window"))
+    copies = (
+        f" and copies {percent(copy)} right where the window copies {percent(plain)}"
+        if copy is not None
+        else ""
+    )
+    return (
+        f"{where} <strong>{len(certain)} of {len(methods)} methods beat a plain window</strong>; the best, "
+        f"{escape(best)}, is {_apart(over)} it{copies}."
+    )
 
 
 def _first_seeds(run: RunFiles) -> list[Stage]:
@@ -200,37 +250,124 @@ def _position(told: Mapping[str, Any], suffix: str, of: str, variant: str) -> Fi
     )
 
 
-def _table(told: Mapping[str, Any], suffix: str, of: str, variant: str) -> Figure | None:
+def _table(stages: Sequence[Stage], suffix: str, of: str) -> Figure | None:
+    """What each method costs and brings: means over the seeds, and whether the window is beaten for certain."""
+    told = mapping(stages[0].result.get("length"))
     rows = objects(told.get("rows"))
     if not rows:
         return None
-    keys = ["method", "extension", "tax", "gain", "over_window", "identical"]
-    cells = [
-        [
-            escape(r.get("method")),
-            escape(r.get("extension") or "–"),
-            *(_signed(r.get(k)) for k in keys[2:5]),
-            _yes(r.get("identical")),
-        ]
-        for r in rows
-    ]
+    copied = any(objects(get(s.result, "length", "copy")) for s in stages)
+    cells, numbers, styles = [], [], []
+    for row in rows:
+        method = str(row.get("method"))
+        mine = [_row(stage, method) for stage in stages]
+        tax, gain, over = (mean([r.get(k) for r in mine]) for k in ("tax", "gain", "over_window"))
+        error = None if method == "window" else _error(stages, method)
+        copy = mean([_copy_at(stage, method) for stage in stages]) if copied else None
+        cells.append(
+            [
+                escape(method),
+                *([percent(copy)] if copied else []),
+                _less(over, error),
+                _signed(tax),
+                _signed(gain),
+                _yes(row.get("identical")),
+            ]
+        )
+        told_by = [row.get("extension"), tax, gain, over, error, copy, row.get("identical")]
+        numbers.append([stages[0].variant, method, *told_by, len(stages)])
+        styles.append("floor" if method == "window" else "")
+    longest = short(_longest(told))
+    columns = ["over the window", "tax", "gain", "identical when short"]
     body = html_table(
-        ["method", "setting", "tax", "gain", "over the window", "identical when short"], cells, text=(0, 1, 5)
+        ["method", *([f"copied right at {longest}"] if copied else []), *columns],
+        cells,
+        text=(0, len(columns) + copied),
+        styles=styles,
     )
     name = f"length-table{suffix}"
+    keys = ("extension", "tax", "gain", "over_window", "two_standard_errors", "copy", "identical")
+    table = Table(["variant", "method", *keys, "seeds"], numbers)
+    many = f"means over {len(stages)} seeds" if len(stages) > 1 else "one seed"
+    paired = "seeds" if len(stages) > 1 else "documents"
     return Figure(
         name,
-        f"What each method costs and brings{of}",
-        "In nats a token. Tax: what it adds at the trained length; gain: how far the loss falls from there "
-        "to the longest context; over the window: its loss there less the window's, of use if negative.",
-        [
-            Panel(
-                name,
-                body,
-                Table(["variant", *keys], [[variant, *(r.get(k) for k in keys)] for r in rows]),
-                wide=True,
-            )
-        ],
+        f"What each method brings and costs{of}",
+        f"In nats a token, {many}. Over the window: its loss at {longest} tokens less that of the model that "
+        f"sees only the trained length, of use if negative (± 2 standard errors over {paired}); tax: what it "
+        f"adds at the trained length; gain: how far its loss falls from there to {longest}.",
+        [Panel(name, body, table, wide=True)],
+    )
+
+
+def _row(stage: Stage, method: str) -> Mapping[str, Any]:
+    rows = objects(get(stage.result, "length", "rows"))
+    return next((r for r in rows if str(r.get("method")) == method), {})
+
+
+def _error(stages: Sequence[Stage], method: str) -> float | None:
+    """Two standard errors of `over_window`: over the seeds, with one seed over its documents."""
+    gaps = [finite(_row(s, method).get("over_window")) for s in stages]
+    if len(stages) == 1:
+        one, other = (_documents(stages[0], name) for name in (method, "window"))
+        gaps = [a - b for a, b in zip(one, other, strict=False)]
+    known = [g for g in gaps if g is not None]
+    return 2 * stdev(known) / math.sqrt(len(known)) if len(known) > 1 else None
+
+
+def _documents(stage: Stage, method: str) -> list[float]:
+    """Each document's loss at the longest context."""
+    losses = objects(_row(stage, method).get("losses"))
+    return [v for v in map(finite, array(losses[-1].get("by_document"))) if v is not None] if losses else []
+
+
+def _less(over: float | None, error: float | None) -> str:
+    if over is None or error is None:
+        return _signed(over)
+    text = f"{_signed(over)} <small>± {number(error, 3)}</small>"
+    return text if abs(over) > error else f'<span class="dim">{text}, none seen</span>'
+
+
+def _copy_at(stage: Stage, method: str) -> float | None:
+    """Copy accuracy at the longest length."""
+    found = {
+        length: finite(row.get("accuracy"))
+        for row in objects(get(stage.result, "length", "copy"))
+        if str(row.get("method")) == method and (length := finite(row.get("length"))) is not None
+    }
+    return found[max(found)] if found else None
+
+
+def _copies(told: Mapping[str, Any], suffix: str, of: str, variant: str) -> Figure | None:
+    colours = _colours(_methods(told))
+    lines: dict[str, list[tuple[float, float | None]]] = {}
+    numbers = []
+    for row in objects(told.get("copy")):
+        length, method = finite(row.get("length")), str(row.get("method"))
+        if length is not None:
+            lines.setdefault(method, []).append((length, finite(row.get("accuracy"))))
+            numbers.append([variant, method, length, row.get("period"), row.get("accuracy")])
+    series = [Series(m, p, colours.get(m, 0), dashed=colours.get(m) == "grey") for m, p in lines.items()]
+    if not series:
+        return None
+    name = f"copy{suffix}"
+    body = line_chart(
+        name,
+        f"Share of a repeated passage that is copied right{of}",
+        "; ".join(f"{s.name}: {', '.join(f'{x:g} {number(y)}' for x, y in s.points)}" for s in series),
+        series,
+        Axis("length, tokens", log=True, at=sorted({x for s in series for x, _ in s.points}), form=short),
+        Axis("share of the repeat that is right", 0.0, 1.0),
+        rules=_trained(told),
+        width=FULL,
+        height=320,
+    )
+    return Figure(
+        name,
+        f"Can it still copy?{of}",
+        "A random passage of nearly half the length comes twice; the share of the second one's symbols that "
+        "are the likeliest guess. Only what lies further back than the window can tell them.",
+        [Panel(name, body, Table(["variant", "method", "length", "period", "accuracy"], numbers), wide=True)],
     )
 
 

@@ -2,7 +2,7 @@
 
 from lmlab.lab.report.figure import Figure, Panel, Section, Table, html_table
 from lmlab.lab.report.read import RunFiles, array, get, mapping
-from lmlab.lab.report.text import amount, escape
+from lmlab.lab.report.text import amount, duration, escape, finite
 
 
 def findings(run: RunFiles) -> list[str]:
@@ -13,7 +13,7 @@ def findings(run: RunFiles) -> list[str]:
 
 
 def section(run: RunFiles) -> Section:
-    figures = [f for f in (_corpus(run), _warnings(run), _versions(run)) if f]
+    figures = [f for f in (_corpus(run), _warnings(run), _retries(run), _versions(run)) if f]
     return Section("notes", "Small print", _command(run), figures)
 
 
@@ -78,6 +78,30 @@ def _warnings(run: RunFiles) -> Figure:
         "Warnings",
         "Everything that the run complained about, in full; the same warning is shown once with its count.",
         [Panel("warnings", body, table, wide=True)],
+    )
+
+
+def _retries(run: RunFiles) -> Figure | None:
+    """What was tried again, summed by name; None where nothing was."""
+    keys = ("retries", "recovered", "gave_up", "slept")
+    sums: dict[str, list[float]] = {}
+    for line in run.log:
+        if line.get("event") == "retries":
+            row = sums.setdefault(str(line.get("name") or "unnamed"), [0.0] * len(keys))
+            for i, key in enumerate(keys):
+                row[i] += finite(line.get(key)) or 0.0
+    rows = [[name, *values] for name, values in sums.items() if any(values)]
+    if not rows:
+        return None
+    body = html_table(
+        ["what", "retries", "recovered", "gave up", "time slept"],
+        [[escape(r[0]), *map(amount, r[1:4]), duration(r[4])] for r in rows],
+    )
+    return Figure(
+        "retries",
+        "What was tried again",
+        "Calls that failed and were repeated: recovered ones succeeded in the end and cost the time slept.",
+        [Panel("retries", body, Table(["name", *keys[:3], "seconds_slept"], rows), wide=True)],
     )
 
 

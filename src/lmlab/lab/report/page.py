@@ -2,7 +2,17 @@
 
 from collections.abc import Sequence
 
-from lmlab.lab.report import autophagy, length, notes, samples, summary, tokenizer, training
+from lmlab.lab.report import (
+    autophagy,
+    heads,
+    length,
+    losses,
+    notes,
+    samples,
+    summary,
+    tokenizer,
+    training,
+)
 from lmlab.lab.report.figure import Figure, Panel, Section
 from lmlab.lab.report.read import RunFiles
 from lmlab.lab.report.style import page_style
@@ -13,7 +23,18 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 def sections(run: RunFiles) -> list[Section]:
     """In the order of reading: the result, what it writes, how it came about, the small print."""
-    return [part.section(run) for part in (summary, samples, training, tokenizer, length, autophagy, notes)]
+    parts = [
+        summary.section(run),
+        losses.section(run),
+        samples.section(run),
+        training.section(run),
+        tokenizer.section(run),
+        length.section(run),
+        heads.section(run),
+        autophagy.section(run),
+        notes.section(run),
+    ]
+    return [part for part in parts if part is not None]
 
 
 def page(run: RunFiles, parts: Sequence[Section]) -> str:
@@ -55,7 +76,9 @@ def page(run: RunFiles, parts: Sequence[Section]) -> str:
 def _findings(run: RunFiles) -> str:
     """The other results in a sentence each, and what a careful reader has to know."""
     said = [
-        line for part in (summary, training, samples, length, autophagy, notes) for line in part.findings(run)
+        line
+        for part in (summary, training, samples, length, heads, autophagy, notes)
+        for line in part.findings(run)
     ]
     return f'<ul class="findings">{"".join(f"<li>{line}</li>" for line in said)}</ul>' if said else ""
 
