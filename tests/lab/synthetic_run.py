@@ -26,6 +26,8 @@ def write_run(
     seeds: int = 1,
     stages: tuple[str, ...] = ("corpus", "tokenize", "train", "evaluate", "generate", "autophagy"),
     length: bool = True,
+    copy: bool = False,
+    scale: str | None = None,
     hostile: bool = False,
 ) -> Path:
     """Write a run; `stages`: those that are finished; `hostile`: texts that try to break out of the page."""
@@ -57,12 +59,13 @@ def write_run(
                 "corpus": _corpus(evil),
                 "tokenize": _tokenize(evil),
                 "train": _train(draw, i),
-                "evaluate": _evaluate(2.31 + 0.07 * i + draw.gauss(0, 0.012), length, evil),
+                "evaluate": _evaluate(draw, 2.31 + 0.07 * i + draw.gauss(0, 0.012), length, copy, evil),
                 "generate": _generate(),
                 "autophagy": _autophagy(draw, evil),
+                "compare": _compare(draw, evil),
             }
             for stage in stages:
-                shared = stage in ("corpus", "tokenize", "autophagy")
+                shared = stage in ("corpus", "tokenize", "compare", "autophagy")
                 if shared and (i or seed):
                     entry = {
                         **next(e for e in listed if e["stage"] == stage),
@@ -77,7 +80,7 @@ def write_run(
                 seconds = {"corpus": 0.8, "tokenize": 9.4, "train": 131.0, "evaluate": 14.2}.get(stage, 21.5)
                 told = {"stage": stage, "variant": variant, "seed": seed, "key": key * 5, "code_version": 1}
                 told |= {
-                    "settings": SETTINGS.get(stage, {}),
+                    "settings": SETTINGS.get(stage, {"model": {"attention": {"scale": scale}}}),
                     "inputs": [],
                     "seconds": seconds,
                     "result": results[stage],
@@ -102,6 +105,14 @@ def write_run(
     warnings = ["the corpus holds one document twice", "bfloat16 is slower here\nthan float32" + evil]
     log = [{"stage": "corpus", "event": "warning", "text": w} for w in (*warnings, warnings[0])]
     log += [{"event": "resume", "step": 50}]
+    again = {
+        "stage": "train",
+        "event": "retries",
+        "name": "atomic_write" + evil,
+        "retries": 2,
+        "recovered": 1,
+    }
+    log += [again | {"gave_up": 0, "slept": 0.75}] * 2
     cut = '{"stage": "train", "event": "st'
     (path / "log.jsonl").write_text("\n".join([*map(json.dumps, log), cut]), encoding="utf-8")
     return path
@@ -166,7 +177,7 @@ def _train(draw: random.Random, i: int) -> dict[str, Any]:
     }
 
 
-def _evaluate(bits: float, length: bool, evil: str) -> dict[str, Any]:
+def _evaluate(draw: random.Random, bits: float, length: bool, copy: bool, evil: str) -> dict[str, Any]:
     contexts = [256, 512, 1024]
     losses = {
         "none": [4.41, 5.9, 7.3],
@@ -185,6 +196,7 @@ def _evaluate(bits: float, length: bool, evil: str) -> dict[str, Any]:
                 "extension": None if m in ("none", "window") else f"{m}:window=128",
                 "losses": [
                     {"context": c, "loss": v, "stderr": 0.03, "targets": 4992}
+                    | {"by_document": [v + draw.gauss(0, 0.02) for _ in range(12)]}
                     for c, v in zip(contexts, values, strict=True)
                 ],
                 "tax": values[0] - 4.41,
@@ -216,6 +228,12 @@ def _evaluate(bits: float, length: bool, evil: str) -> dict[str, Any]:
             }.items()
         ],
     }
+    told["copy"] = [
+        {"method": m, "length": c, "period": c // 2 - 4, "accuracy": 1.0 if c == 256 or m[0] == "r" else 0.1}
+        for m in losses
+        for c in contexts
+        if copy
+    ]
     passkey = [
         {"method": m, "length": t, "depth": d, "accuracy": None if t == 1024 and d == 0.5 else a / (t / 256)}
         for m, a in {"none": 0.6, "rerope(window=64)" + evil: 1.0}.items()
@@ -231,6 +249,66 @@ def _evaluate(bits: float, length: bool, evil: str) -> dict[str, Any]:
         "baselines": BASELINES,
         "length": told if length else None,
         "passkey": passkey if length else None,
+        "inside": {
+            "keys": 256,
+            "heads": [
+                {"layer": i, "head": j, "alpha": a, "measure": 0.8 * a, "entropy": 0.9 - 0.2 * i}
+                for i in range(3)
+                for j in range(4)
+                if (a := 0.5 + i + 0.3 * j)
+            ],
+            "codes": {
+                "layers": [
+                    {"layer": i, "codes": 64, "alive": 0.97, "perplexity": 41.2, "relative_error": 0.31}
+                    for i in range(3)
+                ],
+                "loss": 4.41,
+                "local_loss": 4.44,
+            },
+            "state": [
+                {"length": 256 * k, "bytes": round(9000 * (2.31 if bits < 2.35 else k))} for k in (1, 4, 16)
+            ],
+        },
+    }
+
+
+def _compare(draw: random.Random, evil: str) -> dict[str, Any]:
+    labels = ["ce", "emo", "emo2", "dft" + evil, "emo(balance=none, emo=0.3)"]
+    shifts = [0.0, 0.06, -0.02, 9.0, 0.001]
+    metrics = ("ce", "perplexity", "bits_per_byte", "accuracy", "entropy", "distinct_2", "copied")
+    losses = []
+    for label, shift in zip(labels, shifts, strict=True):
+        told = {"mean": shift, "low": shift - 0.01, "high": shift + 0.01, "level": 0.99}
+        seen = {**told, "seen": abs(shift) > 0.01}
+        losses.append(
+            {
+                "label": label,
+                "learning_rate": 1e-3,
+                "tried": [{"rate": r, "ce": 4.5 + r} for r in (1e-3, 3e-3)],
+                "metrics": {m: 2.5 + shift for m in metrics},
+                "differences": {m: seen for m in metrics[:-1]} if label != "ce" else {},
+                "runs": [
+                    {"seed": k, "history": [{"step": t, "ce": 5 - t / 20 + draw.random()} for t in range(20)]}
+                    for k in range(3)
+                ],
+            }
+        )
+    words = [{"piece": p, "cost": 0.1 * i} for i, p in enumerate((" the", "月" + evil, " of"))]
+    p = [0.01, 0.1, 0.5, 0.9, 0.99]
+    return {
+        "losses": losses,
+        "human": {"distinct_2": 0.66, "copied": 0.0},
+        "steps": 20,
+        "seeds": [1, 2, 3],
+        "corpus": {"documents": {"tune": 9}, "tokens": {"tune" + evil: 9000, "test": 800}},
+        "cost": {
+            "nearest": [{"piece": " and" + evil, "raw": words, "centred": words[:2]}],
+            "histogram": {"edges": [0, 0.5, 1, 1.5, 2], "raw": [1, 9, 4, 0], "centred": [0, 3, 8, 2]},
+        },
+        "gradient": {
+            "probabilities": p,
+            "losses": [{"label": label, "pull": [1 - x for x in p]} for label in labels],
+        },
     }
 
 

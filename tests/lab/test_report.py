@@ -57,6 +57,9 @@ def tree(page: Path) -> ET.Element:
     return ET.fromstring(page.read_text(encoding="utf-8"))
 
 
+STUDY = ("corpus", "tokenize", "train", "evaluate", "generate", "compare")
+
+
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(write_run(tmp_path_factory.mktemp("runs") / "hostile", hostile=True))
@@ -95,7 +98,7 @@ def test_the_page_is_well_formed_and_asks_for_nothing(hostile: Path) -> None:
 def test_every_part_is_there_and_links_lead_to_it(hostile: Path) -> None:
     root = tree(hostile)
     parts = {s.get("id") for s in root.iter("section")}
-    assert sorted(map(str, parts)) == ALL
+    assert sorted(map(str, parts)) == sorted([*ALL, "inside"])
     links = {a.get("href", "").removeprefix("#") for a in root.iter("a")}
     assert {str(p) for p in parts} <= links <= {e.get("id") for e in root.iter()}
 
@@ -151,7 +154,8 @@ def test_each_drawing_is_a_file_that_stands_alone(hostile: Path) -> None:
 def test_a_run_that_was_stopped_has_a_report(tmp_path: Path, stages: tuple[str, ...]) -> None:
     page = write_report(write_run(tmp_path / "run", stages=stages))
     root = tree(page)
-    assert sorted(s.get("id", "") for s in root.iter("section")) == ALL
+    inside = ["inside"] if "evaluate" in stages else []
+    assert sorted(s.get("id", "") for s in root.iter("section")) == sorted([*ALL, *inside])
     unfinished = "This run is not finished" in page.read_text(encoding="utf-8")
     assert unfinished == (len(stages) < 5)
 
@@ -392,10 +396,11 @@ def test_what_came_out_is_said_in_sentences(tmp_path: Path) -> None:
         "At 1,024 tokens, 4 times the trained length, rerope(window=64) is 0.050 nats a token below a "
         "plain window (the model as it is: 2.890 nats a token above)."
     )
-    assert said[2].startswith(
+    assert said[2] == "The codes beyond the window of base lower its loss by 0.030 nats a token."
+    assert said[3].startswith(
         "An n-gram model fed on its own output for 5 generations (synthetic): bits per byte"
     )
-    assert said[3] == "The run gave 2 warnings."
+    assert said[4] == "The run gave 2 warnings."
 
 
 @pytest.mark.bad_input
@@ -412,3 +417,125 @@ def test_a_moved_run_gives_the_same_report(tmp_path: Path) -> None:
     first = write_report(run).read_bytes()
     shutil.copytree(run, tmp_path / "elsewhere")
     assert write_report(tmp_path / "elsewhere").read_bytes() == first
+
+
+def test_a_comparison_of_losses_answers_first(tmp_path: Path) -> None:
+    page = write_report(write_run(tmp_path / "run", stages=STUDY, hostile=True))
+    text = page.read_text(encoding="utf-8")
+    assert "<script" not in text
+    ET.fromstring(text)
+    reader = parsed(page)
+    (words,) = [w for w in reader.words if w.startswith("In bits per byte of test text")]
+    assert "3 seeds" in words
+    said = text[text.index('class="verdict"') : text.index("</header>")]
+    assert "better than cross-entropy: emo2 <span>(−0.020)</span>" in said
+    assert "no difference seen: emo(balance=none, emo=0.3)" in said
+    figures = [a["id"] for tag, a in reader.tags if tag == "figure"]
+    assert figures[:2] == ["figure-losses", "figure-summary"]
+    assert {"figure-losses-pull", "figure-losses-curves", "figure-losses-rates", "figure-cost-spread"} <= set(
+        figures
+    )
+    told = {(r["loss"], r["metric"]): r for r in records(page.parent / "figures/losses.csv")}
+    assert told["emo", "bits_per_byte"]["seen"] == "True" and float(
+        told["emo", "accuracy"]["low"]
+    ) == pytest.approx(0.05)
+    drawn = (page.parent / "figures/losses-bits-per-byte.svg").read_text(encoding="utf-8")
+    assert drawn.count("no difference seen") == 1
+
+
+def test_a_study_of_length_answers_first(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", copy=True)
+    files = read_run(run)
+    assert findings(files) == []
+    assert verdict(files).startswith("At 1,024 tokens, 4 times the trained length (one seed),")
+    assert "<strong>1 of 3 methods beat a plain window</strong>; the best, rerope(window=64), is" in verdict(
+        files
+    )
+    assert "copies 100" in verdict(files)
+    assert "length-table" not in [f.name for f in length_section(files).figures]
+    write_report(run)
+    rows = {r["method"]: r for r in records(run / "figures/length-table.csv")}
+    gap = float(rows["rerope(window=64)"]["over_window"])
+    assert gap == pytest.approx(-0.05) and 0 < float(rows["rerope(window=64)"]["two_standard_errors"]) < 0.05
+    assert rows["window"]["two_standard_errors"] == "" and rows["none"]["copy"] == "0.1"
+    copies = records(run / "figures/copy.csv")
+    assert {(r["method"], r["length"]) for r in copies} >= {("window", "512"), ("none", "1024")}
+
+
+def test_length_over_several_seeds(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", seeds=3, copy=True)
+    assert "(3 seeds)" in verdict(read_run(run))
+
+
+def test_variants_are_drawn_over_length_together(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", variants=("base", "vq"), seeds=2)
+    figures = [f.name for f in length_section(read_run(run)).figures]
+    assert figures[:2] == ["loss-by-variant", "loss-by-context-1"]
+    assert len(records_of(run, "loss-by-variant")) == 2 * 2 * 3
+
+
+def records_of(run: Path, name: str) -> list[dict[str, str]]:
+    write_report(run)
+    return records(run / f"figures/{name}.csv")
+
+
+def test_what_is_inside_the_model(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", variants=("base", "vq"))
+    heads = records_of(run, "heads-1")
+    assert len(heads) == 12 and heads[0] == {
+        "variant": "base",
+        "layer": "0",
+        "head": "0",
+        "alpha": "0.5",
+        "measure": "0.4",
+        "entropy": "0.9",
+    }
+    assert [float(r["entropy"]) for r in records(run / "figures/entropy.csv")][:3] == pytest.approx(
+        [0.9, 0.7, 0.5]
+    )
+    codes = records(run / "figures/codes.csv")
+    assert len(codes) == 6 and codes[0]["alive"] == "0.97" and codes[0]["local_loss"] == "4.44"
+    assert "0.030 nats a token" in (run / "report.html").read_text(encoding="utf-8")
+    state = {(r["variant"], r["length"]): int(r["bytes"]) for r in records(run / "figures/state.csv")}
+    assert state["base", "256"] == state["base", "4096"] and state["vq", "4096"] == 16 * 9000
+
+
+def test_the_theory_of_the_scale_is_drawn_where_it_was_asked_for(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", scale="gradient")
+    rows = records_of(run, "scale-theory-64")
+    limit = float(rows[0]["limit"])
+    exact = [float(r["exact"]) for r in rows]
+    assert exact == sorted(exact) and exact[-1] < limit  # no summit
+    annealed = [float(r["annealed"]) for r in rows]
+    assert 0 < annealed.index(max(annealed)) < len(rows) - 1
+    for path in run.glob("stages/train-*/stage.json"):
+        told = json.loads(path.read_text())
+        path.write_text(json.dumps(told | {"settings": {}}))
+    write_report(run)
+    assert not list(run.glob("figures/scale-theory*"))
+
+
+def test_retries_are_summed_by_name_and_absent_without_any(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (row,) = records_of(run, "retries")
+    assert row == {
+        "name": "atomic_write",
+        "retries": "4.0",
+        "recovered": "2.0",
+        "gave_up": "0.0",
+        "seconds_slept": "1.5",
+    }
+    (run / "log.jsonl").write_text('{"event": "retries", "name": "quiet", "retries": 0, "slept": 0.0}\n')
+    write_report(run)
+    assert not (run / "figures/retries.csv").exists()
+
+
+def test_what_all_variants_share_is_not_missing(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", variants=("base", "vq"))
+    listed = json.loads((run / "stages.json").read_text())
+    kept = [e for e in listed if e["stage"] not in ("corpus", "tokenize")]
+    shared = [{**next(e for e in listed if e["stage"] == s), "variant": None} for s in ("corpus", "tokenize")]
+    (run / "stages.json").write_text(json.dumps([*shared, *kept]))
+    text = write_report(run).read_text(encoding="utf-8")
+    assert "not finished" not in text
+    assert {r["stage"] for r in records(run / "figures/stage-times.csv")} >= {"corpus", "train"}

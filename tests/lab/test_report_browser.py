@@ -43,6 +43,7 @@ MEASURE = """
   scripts: document.scripts.length,
 })
 """
+STUDY = ("corpus", "tokenize", "train", "evaluate", "generate", "compare")
 LOUD = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
 
 
@@ -58,13 +59,14 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "hostile": write_report(write_run(home / "hostile", hostile=True)),
         "variants": write_report(write_run(home / "variants", variants=("base", "vq"), seeds=3)),
+        "study": write_report(write_run(home / "study", stages=STUDY, copy=True, scale="mup", hostile=True)),
         "half": write_report(write_run(home / "half", stages=("corpus", "tokenize"))),
     }
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1400])
-@pytest.mark.parametrize("name", ["hostile", "variants", "half"])
+@pytest.mark.parametrize("name", ["hostile", "variants", "study", "half"])
 def test_the_report_is_quiet_and_whole(
     browser: Browser, reports: dict[str, Path], name: str, width: int, dark: bool
 ) -> None:

@@ -217,9 +217,12 @@ def interval_chart(
     zero: str,
     width: int = HALF,
 ) -> Drawing:
-    """One dot a row with its interval, beside a line at 0 called `zero`; labels and notes above the dots."""
-    ends = [v for d in dots for v in (d.value, d.low, d.high)]
-    scale = fit(axis, [*ends, 0.0])
+    """One dot a row with its interval, beside a line at 0 called `zero`; labels and notes above the dots.
+
+    The axis is as long as its own bounds, if it has both; what lies beyond them is drawn as an arrow.
+    """
+    bounded = axis.low is not None and axis.high is not None
+    scale = fit(axis, [0.0, *([] if bounded else (v for d in dots for v in (d.value, d.low, d.high)))])
     step, top = 38.0, 22.0
 
     def draw(name: str, width: int) -> str:
@@ -230,20 +233,31 @@ def interval_chart(
         parts.append(_rule(plot, Rule("x", 0.0, zero)))
         for i, dot in enumerate(dots):
             y = top + step * i + 27
-            look = _colour(dot.colour)
-            tip = f"{dot.label}: {short(dot.value)}"
-            low, high = finite(dot.low), finite(dot.high)
-            if low is not None and high is not None:
-                tip += f", {short(low)} to {short(high)}"
-                parts.append(_line(f"line {look}", plot.across(low), y, plot.across(high), y))
-            parts.append(_mark(Series(dot.label, (), dot.colour, shape=0), plot.across(dot.value), y, tip))
-            room = int((width - text_width(dot.note)) / 8)
-            parts.append(_text(0, y - 11, shorten(dot.label, room)))
-            parts.append(_text(width, y - 11, dot.note, "dim", "end"))
+            parts += _interval(plot, dot, y)
+            room = max(6, int((width - text_width(dot.note)) / 8))
+            parts.append(_text(0, y - 11, shorten(dot.label, room), "ink halo"))
+            parts.append(_text(width, y - 11, dot.note, "dim halo", "end"))
         under, bottom = _under(axis.label, plot.left, plot.right, bottom, width)
         return svg(name, width, bottom, title, description, [*parts, *under])
 
     return _twice(draw, name, width)
+
+
+def _interval(plot: _Plot, dot: Dot, y: float) -> list[str]:
+    def across(value: float) -> float:
+        return min(plot.right, max(plot.left, plot.across(value)))
+
+    look, tip, parts = _colour(dot.colour), f"{dot.label}: {short(dot.value)}", []
+    low, high = finite(dot.low), finite(dot.high)
+    if low is not None and high is not None:
+        tip += f", {short(low)} to {short(high)}"
+        parts.append(_line(f"line {look}", across(low), y, across(high), y))
+    x = across(dot.value)
+    if x == plot.across(dot.value):
+        return [*parts, _mark(Series(dot.label, (), dot.colour, shape=0), x, y, tip)]
+    out = 7 if dot.value > 0 else -7
+    points = f"{x + out:.1f},{y:.1f} {x - out / 2:.1f},{y - 5:.1f} {x - out / 2:.1f},{y + 5:.1f}"
+    return [*parts, f'<polygon class="mark {look}" points="{points}"><title>{escape(tip)}</title></polygon>']
 
 
 def heat_map(

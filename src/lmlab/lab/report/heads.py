@@ -12,8 +12,8 @@ from lmlab.lab.report.scale import Axis
 from lmlab.lab.report.text import amount, escape, finite, listing, number, percent, short
 
 KEYS = (64, 512, 4096, 16384)  # of the four drawings of the theory
-ALPHAS = [k / 8 for k in range(1, 49)]
-DRAWS = 1 << 19  # normal numbers for a median row
+ALPHAS = [k / 5 for k in range(1, 31)]
+DRAWS = 1 << 18  # normal numbers for a median row
 RULES: tuple[Literal["annealed", "typical", "share"], ...] = ("annealed", "typical", "share")
 HELP = 0.005  # nats a token by which far codes must lower the loss to be called of use
 
@@ -89,7 +89,7 @@ def _theory() -> Figure:
         for i, form in enumerate(RULES):
             alpha = float(attention_scale(n, rule=GradientScale(form)))
             marks.append((form, alpha, gradient_norm(alpha, n)))
-            series.append(Series(form, [(alpha, marks[-1][2])], i + 3))
+            series.append(Series(f"{form} rule", [(alpha, marks[-1][2])], i + 3))
         series.append(Series("1/√d", [(1.0, gradient_norm(1.0, n))], 6))
         name = f"scale-theory-{n}"
         table = Table(
@@ -106,7 +106,7 @@ def _theory() -> Figure:
             series,
             Axis("α, factor on logits of unit variance", 0.0),
             Axis("α (1 − Σ p²)", low=0.0),
-            rules=[Rule("y", limit, "limit of the mean")],
+            rules=[Rule("y", limit, "limit")],
         )
         panels.append(Panel(name, drawn, table, title=f"{short(n)} keys"))
     return Figure(

@@ -10,7 +10,7 @@ from lmlab.lab.report.chart import FULL, Colour, Rule, Series, heat_map, line_ch
 from lmlab.lab.report.figure import Figure, Panel, Section, Table, html_table
 from lmlab.lab.report.read import RunFiles, Stage, array, get, mapping, mean, objects
 from lmlab.lab.report.scale import Axis
-from lmlab.lab.report.text import amount, escape, finite, number, percent, short
+from lmlab.lab.report.text import amount, escape, finite, number, percent, short, signed
 
 USE = 0.005  # nats a token by which a method must beat the window to be called of use
 
@@ -70,8 +70,8 @@ def _apart(value: float) -> str:
 
 
 def section(run: RunFiles) -> Section:
-    figures: list[Figure] = []
     variants = _first_seeds(run)
+    figures = [f for f in (_variants(run, variants),) if f]
     asked = study(run) is not None  # its table stands at the top of the report
     settings = [distances.settings(stage) for stage in variants]  # equal ones give one picture
     for i, stage in enumerate(variants):
@@ -79,6 +79,8 @@ def section(run: RunFiles) -> Section:
         suffix = f"-{i + 1}" if len(variants) > 1 else ""
         of = f" ({variant})" if len(variants) > 1 else ""
         told = mapping(result.get("length"))
+        if len(variants) > 1 and set(_methods(told)) <= {"none", "window"} and not result.get("passkey"):
+            continue  # the drawing of all variants has it
         found = [
             _context(told, suffix, of, variant),
             _position(told, suffix, of, variant),
@@ -163,6 +165,47 @@ def _methods(told: Mapping[str, Any]) -> list[str]:
 def _trained(told: Mapping[str, Any]) -> list[Rule]:
     length = finite(told.get("train_length"))
     return [] if length is None else [Rule("x", length, f"trained on {length:g} tokens")]
+
+
+def _variants(run: RunFiles, variants: Sequence[Stage]) -> Figure | None:
+    """Variant beside variant, each as it was trained: means over the seeds."""
+    if len(variants) < 2:
+        return None
+    series, numbers = [], []
+    for i, variant in enumerate(variants):
+        by_context: dict[float, list[float]] = {}
+        for stage in run.of("evaluate", variant.variant):
+            for told in objects(_row(stage, "none").get("losses")):
+                x, y = finite(told.get("context")), finite(told.get("loss"))
+                if x is not None and y is not None:
+                    by_context.setdefault(x, []).append(y)
+                    numbers.append([variant.variant, stage.seed, x, y])
+        points = [(x, mean(values)) for x, values in sorted(by_context.items())]
+        errors = {x: stdev(v) / math.sqrt(len(v)) for x, v in by_context.items() if len(v) > 1}
+        band = [(x, y - errors[x], y + errors[x]) for x, y in points if y is not None and x in errors]
+        if points:
+            series.append(Series(variant.variant, points, i % 8, band, dashed=i >= 8))
+    if not series:
+        return None
+    told = mapping(variants[0].result.get("length"))
+    drawn = line_chart(
+        "loss-by-variant",
+        "Loss on the same last tokens against the context they see, by variant",
+        "; ".join(f"{s.name}: {', '.join(f'{x:g} {number(y)}' for x, y in s.points)}" for s in series),
+        series,
+        Axis("context, tokens", log=True, at=sorted({x for s in series for x, _ in s.points}), form=short),
+        Axis("nats a token"),
+        rules=_trained(told),
+        width=FULL,
+        height=340,
+    )
+    return Figure(
+        "loss-by-variant",
+        "Which variant bears a longer text?",
+        "Each model as it was trained, without any extension: loss on the same last tokens as the context "
+        "before them grows; means over the seeds, bands ± 1 standard error.",
+        [Panel("loss-by-variant", drawn, Table(["variant", "seed", "context", "loss"], numbers), wide=True)],
+    )
 
 
 def _context(told: Mapping[str, Any], suffix: str, of: str, variant: str) -> Figure | None:
@@ -269,8 +312,8 @@ def _table(stages: Sequence[Stage], suffix: str, of: str) -> Figure | None:
                 escape(method),
                 *([percent(copy)] if copied else []),
                 _less(over, error),
-                _signed(tax),
-                _signed(gain),
+                signed(tax),
+                signed(gain),
                 _yes(row.get("identical")),
             ]
         )
@@ -323,9 +366,9 @@ def _documents(stage: Stage, method: str) -> list[float]:
 
 def _less(over: float | None, error: float | None) -> str:
     if over is None or error is None:
-        return _signed(over)
-    text = f"{_signed(over)} <small>± {number(error, 3)}</small>"
-    return text if abs(over) > error else f'<span class="dim">{text}, none seen</span>'
+        return signed(over)
+    text = f"{signed(over)} <small>± {number(error, 3)}</small>"
+    return text if abs(over) > max(error, 5e-4) else f'<span class="dim">{text}, none seen</span>'
 
 
 def _copy_at(stage: Stage, method: str) -> float | None:
@@ -373,11 +416,6 @@ def _copies(told: Mapping[str, Any], suffix: str, of: str, variant: str) -> Figu
 
 def _yes(value: Any) -> str:
     return ("yes" if value else "no") if isinstance(value, bool) else "–"
-
-
-def _signed(value: Any) -> str:
-    known = finite(value)
-    return "–" if known is None else f"{known:+.3f}".replace("-", "−")
 
 
 def _passkey(found: Sequence[Mapping[str, Any]], suffix: str, of: str, variant: str) -> Figure | None:

@@ -7,7 +7,7 @@ from lmlab.lab.report.chart import FULL, Dot, Series, interval_chart, line_chart
 from lmlab.lab.report.figure import Figure, Panel, Section, Table, html_table
 from lmlab.lab.report.read import RunFiles, Stage, array, get, mapping, mean, objects
 from lmlab.lab.report.scale import Axis
-from lmlab.lab.report.text import escape, finite, listing, number, short, shorten
+from lmlab.lab.report.text import escape, finite, listing, number, short, shorten, signed
 
 METRICS = {  # of the test split, then of the samples
     "bits_per_byte": "bits per byte",
@@ -56,7 +56,7 @@ def verdict(run: RunFiles) -> str | None:
 
 
 def _by(label: str, difference: Mapping[str, Any]) -> str:
-    return f"{escape(label)} <span>({_signed(difference.get('mean'))})</span>"
+    return f"{escape(label)} <span>({signed(difference.get('mean'))})</span>"
 
 
 def answer(run: RunFiles) -> Figure | None:
@@ -75,11 +75,10 @@ def answer(run: RunFiles) -> Figure | None:
                 escape(row.get("label")),
                 number(told.get(JUDGE), 3),
                 _interval(_difference(row, JUDGE)),
-                _interval(_difference(row, "accuracy")),
+                _dim(_difference(row, "accuracy")),
                 number(told.get("distinct_2"), 3),
                 number(told.get("repetition"), 3),
                 number(told.get("copied"), 3),
-                short(finite(row.get("learning_rate")) or 0.0),
             ]
         )
         styles.append("")
@@ -93,16 +92,8 @@ def answer(run: RunFiles) -> Figure | None:
                     *(d.get(k) for k in ("mean", "low", "high", "seen")),
                 ]
             )
-    cells.append(
-        [
-            "human text",
-            "",
-            "",
-            "",
-            *(number(human.get(k), 3) for k in ("distinct_2", "repetition", "copied")),
-            "",
-        ]
-    )
+    texts = [number(human.get(k), 3) for k in ("distinct_2", "repetition", "copied")]
+    cells.append(["human text", "", "", "", *texts])
     styles.append("floor")
     body = html_table(
         [
@@ -113,7 +104,6 @@ def answer(run: RunFiles) -> Figure | None:
             "distinct pairs",
             "repeated fours",
             "copied",
-            "learning rate",
         ],
         cells,
         styles=styles,
@@ -155,20 +145,27 @@ def _difference(row: Mapping[str, Any], metric: str) -> Mapping[str, Any]:
     return mapping(get(row, "differences", metric))
 
 
-def _signed(value: Any) -> str:
-    known = finite(value)
-    return "–" if known is None else f"{known:+.3f}".replace("-", "−")
-
-
 def _interval(difference: Mapping[str, Any]) -> str:
     """−0.012 [−0.020, −0.004], dim where 0 is inside."""
     gap, low, high = (finite(difference.get(k)) for k in ("mean", "low", "high"))
     if gap is None:
         return "–"
     if low is None or high is None:
-        return f'{_signed(gap)} <span class="dim">(one seed)</span>'
-    text = f"{_signed(gap)} <small>[{_signed(low)}, {_signed(high)}]</small>"
+        return f'{signed(gap)} <span class="dim">(one seed)</span>'
+    text = f"{signed(gap)} <small>[{signed(low)}, {signed(high)}]</small>"
     return text if difference.get("seen") else f'<span class="dim">{text}, none seen</span>'
+
+
+def _dim(difference: Mapping[str, Any]) -> str:
+    text = signed(difference.get("mean"))
+    return text if difference.get("seen") else f'<span class="dim">{text}</span>'
+
+
+def _bound(dots: Sequence[Dot]) -> float:
+    """How far from 0 a drawing reaches: one loss that is far off mustn't flatten the others."""
+    reach = sorted(max(abs(v) for v in (d.value, d.low, d.high) if v is not None) for d in dots)
+    middle = reach[len(reach) // 2]
+    return min(reach[-1], 4 * middle) if middle else reach[-1]
 
 
 def _intervals(rows: Sequence[Mapping[str, Any]], human: Mapping[str, Any]) -> Figure | None:
@@ -182,10 +179,11 @@ def _intervals(rows: Sequence[Mapping[str, Any]], human: Mapping[str, Any]) -> F
             if gap is None:
                 continue
             label, seen = str(row.get("label")), bool(d.get("seen"))
-            dots.append(Dot(label, gap, low, high, i if seen else "grey", _signed(gap) if seen else UNSEEN))
+            dots.append(Dot(label, gap, low, high, i if seen else "grey", signed(gap) if seen else UNSEEN))
             numbers.append([label, gap, low, high, seen])
-        if not dots:
-            continue
+        if not any(d.value or d.low or d.high for d in dots):
+            continue  # nothing at all differs
+        far = _bound(dots)
         beside = [f"cross-entropy {number(base.get(metric), 3)}"]
         if finite(human.get(metric)) is not None:
             beside.append(f"human text {number(human.get(metric), 3)}")
@@ -193,9 +191,9 @@ def _intervals(rows: Sequence[Mapping[str, Any]], human: Mapping[str, Any]) -> F
         drawn = interval_chart(
             name,
             f"{called}: each loss less cross-entropy",
-            "; ".join(f"{d.label} {_signed(d.value)}" for d in dots),
+            "; ".join(f"{d.label} {signed(d.value)}" for d in dots),
             dots,
-            Axis(f"difference ({', '.join(beside)})"),
+            Axis(f"difference ({', '.join(beside)})", -far, far),
             zero="as cross-entropy",
         )
         table = Table(["loss", "difference", "low", "high", "seen"], numbers)
@@ -206,7 +204,7 @@ def _intervals(rows: Sequence[Mapping[str, Any]], human: Mapping[str, Any]) -> F
         "losses-intervals",
         "What each loss changes",
         "The dot is the mean paired difference to cross-entropy, the line its corrected 95 % interval; in "
-        "colour where 0 lies outside, grey where no difference is seen.",
+        "colour where 0 lies outside, grey where no difference is seen; an arrow leads out of the picture.",
         panels,
     )
 
@@ -297,8 +295,9 @@ def _rates(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
         for r in rows
         if len(rates) > 1 and finite(r.get("learning_rate")) in (rates[0], rates[-1])
     ]
+    which = "all of them" if len(edge) == len(rows) else escape(listing(edge))
     note = (
-        f'<p class="dim">At the edge of what was tried: {escape(listing(edge))}; '
+        f'<p class="dim">At the edge of what was tried: {which}; '
         "a wider range of <code>learning_rates</code> may do better.</p>"
         if edge
         else ""

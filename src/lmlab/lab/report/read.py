@@ -24,6 +24,7 @@ class Stage:
     settings: Mapping[str, Any]
     seconds: float | None
     reused: bool
+    shared: bool = False  # listed once, for all variants
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ def _stages(path: Path) -> Iterator[Stage]:
             settings=mapping(told.get("settings")),
             seconds=finite(told.get("seconds")),
             reused=bool(entry.get("reused")),
+            shared="variant" in entry and entry["variant"] is None,
         )
 
 

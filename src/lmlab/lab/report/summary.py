@@ -11,7 +11,7 @@ from lmlab.lab.report.chart import Bar, bar_chart
 from lmlab.lab.report.figure import Figure, Panel, Section, Table, html_table
 from lmlab.lab.report.read import STAGES, RunFiles, Stage, get, mean
 from lmlab.lab.report.scale import Axis
-from lmlab.lab.report.text import amount, duration, escape, finite, listing, number, short
+from lmlab.lab.report.text import amount, duration, escape, finite, listing, number, short, signed
 
 FLOORS = {
     "uniform": "uniform bytes",
@@ -20,6 +20,7 @@ FLOORS = {
     "lzma": "lzma, training text before",
 }
 SAME = "on the same <span>held-out</span> bytes"
+SPLIT = 4  # variants whose times are told apart
 SEED_NOISE = 0.02  # bits per byte: differences below it say nothing
 
 
@@ -105,6 +106,7 @@ def findings(run: RunFiles) -> list[str]:
     found = [o for o in outcomes(run) if o.bits is not None]
     said = []
     if len(found) > 1:
+        said += _seen(found)
         ranked = sorted(found, key=lambda o: o.bits or 0.0)
         gap = (ranked[1].bits or 0.0) - (ranked[0].bits or 0.0)
         if gap < SEED_NOISE:
@@ -119,10 +121,25 @@ def findings(run: RunFiles) -> list[str]:
     return said
 
 
+def _seen(found: Sequence[Outcome]) -> list[str]:
+    """Which variants differ from the first one by more than two standard errors."""
+    told = [(o.name, *difference(o, found[0])) for o in found[1:]]
+    known = [(name, gap, error) for name, gap, error in told if gap is not None and error is not None]
+    if not known:
+        return []
+    apart = [f"{escape(n)} <span>({signed(gap)})</span>" for n, gap, error in known if abs(gap) > error]
+    alike = [escape(n) for n, gap, error in known if abs(gap) <= error]
+    parts = [f"beyond two standard errors are {listing(apart)}"] if apart else []
+    parts += [f"no difference is seen for {listing(alike)}"] if alike else []
+    return [f"Against {escape(found[0].name)}, {len(found[0].single)} seeds: {'; '.join(parts)}."]
+
+
 def missing(run: RunFiles) -> list[str]:
     """Stages that every run has and that this one hasn't finished for some variant."""
     names = run.variants(*STAGES)
-    return [s for s in STAGES if not run.of(s) or any(not run.of(s, v) for v in names)]
+    return [
+        s for s in STAGES if not run.of(s) or any(not run.of(s, v) and not run.of(s)[0].shared for v in names)
+    ]
 
 
 def tiles(run: RunFiles) -> str:
@@ -188,7 +205,7 @@ def _table(found: Sequence[Outcome], known: Mapping[str, float]) -> Figure:
     rows = [
         [
             escape(o.name),
-            number(o.bits) + _spread(o),
+            number(o.bits, 3 if several else 2) + _spread(o),
             *([_against_first(o, found[0])] if several else []),
             number(o.bytes_per_token),
             amount(o.parameters),
@@ -230,17 +247,24 @@ def _table(found: Sequence[Outcome], known: Mapping[str, float]) -> Figure:
         "summary",
         "The variants and what they stand beside",
         "Fewer bits per byte are better, and comparable whatever the tokenizer; the grey rows are codes that "
-        "know no language, on the same held-out bytes."
-        + (" Differences are of the same seeds, ± 2 standard errors." if several else ""),
+        "know no language, on the same held-out bytes." + _explained(found),
         [Panel("summary", body, table, wide=True)],
     )
+
+
+def _explained(found: Sequence[Outcome]) -> str:
+    seeds = max(len(o.single) for o in found)
+    if seeds < 2:
+        return ""
+    of_bits = f" After ± half the range over {seeds} seeds"
+    return of_bits + ("; differences are paired by seed, ± 2 standard errors." if len(found) > 1 else ".")
 
 
 def _spread(outcome: Outcome) -> str:
     if len(outcome.single) < 2:
         return ""
     half = (max(outcome.single) - min(outcome.single)) / 2
-    return f' <span class="dim">± {number(half, 3)} ({len(outcome.single)} seeds)</span>'
+    return f' <span class="dim">± {number(half, 3)}</span>'
 
 
 def difference(outcome: Outcome, first: Outcome) -> tuple[float | None, float | None]:
@@ -255,7 +279,7 @@ def _against_first(outcome: Outcome, first: Outcome) -> str:
     gap, error = difference(outcome, first)
     if gap is None:
         return "–"
-    text = f"{gap:+.3f}".replace("-", "−")
+    text = signed(gap)
     if error is None:
         return text
     if abs(gap) <= error:
@@ -304,10 +328,10 @@ def _times(run: RunFiles) -> Figure:
     for s in run.stages:
         users.setdefault(s.directory, set()).add(s.variant)
     stages = [s for s in _distinct(run) if s.seconds is not None]
-    several = len(run.variants(*STAGES)) > 1
+    several = 1 < len(run.variants(*STAGES)) <= SPLIT
     groups: dict[str, list[Stage]] = {}
     for s in stages:
-        alone = several and len(users[s.directory]) == 1
+        alone = several and len(users[s.directory]) == 1 and not s.shared
         groups.setdefault(f"{s.stage}, {s.variant}" if alone else s.stage, []).append(s)
     bars = []
     for label, group in groups.items():

@@ -49,6 +49,15 @@ def number(value: Any, digits: int = 2) -> str:
     return "–" if known is None else f"{known:,.{digits}f}".replace("-", "−")
 
 
+def signed(value: Any, digits: int = 3) -> str:
+    """A difference: with its sign, which a zero hasn't."""
+    known = finite(value)
+    if known is None:
+        return "–"
+    text = f"{known:+,.{digits}f}"
+    return text.replace("-", "−") if text.strip("+-0.,") else text[1:]
+
+
 def short(value: float) -> str:
     """Three figures and a unit prefix: 1.23 M, 9,400, 0.006, 2.1e−5."""
     size = abs(value)
