@@ -38,6 +38,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "eval length": ("lmlab.lab.verbs", "eval_length", "loss against length"),
     "eval passkey": ("lmlab.lab.verbs", "eval_passkey", "a key found again in a long text"),
     "generate": ("lmlab.lab.verbs", "generate_text", "text from a trained model"),
+    "convert": ("lmlab.lab.verbs", "convert_model", "a model to Hugging Face's form, to a Llama, or back"),
     "data fetch": ("lmlab.lab.verbs", "data_fetch", "bring a pinned corpus (the only verb with network)"),
     "data list": ("lmlab.lab.verbs", "data_list", "the corpora that can be fetched"),
     "tokenize train": ("lmlab.tokenize.command", "train", "learn a vocabulary from text"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
@@ -390,6 +390,29 @@ def generate_text(
         seed=seed,
     )
     print("\n\n".join(prompt + tokenizer.decode(one.ids) for one in made))
+
+
+def convert_model(
+    source: Positional[Path],
+    target: Positional[Path],
+    /,
+    *,
+    to: Literal["hf", "llama", "lmlab"],
+    variant: str = "base",
+) -> None:
+    """A model and its tokenizer in another form, in a new directory.
+
+    Args:
+        source: a run directory, or a directory with a model in any of the three forms
+        target: a directory that isn't there yet
+        to: hf (AutoModelForCausalLM after `import lmlab.hf`), llama (without lmlab), lmlab (a run's own form)
+        variant: which model of the run
+    """
+    home = source / "models" / variant
+    from lmlab.hf import convert
+
+    convert(home if home.is_dir() else source, target, to=to)
+    print(target)
 
 
 def data_fetch(name: Positional[str], /, *, path: Path | None = None, to: Path | None = None) -> None:
