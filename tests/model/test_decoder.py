@@ -10,6 +10,7 @@ from torch import Tensor
 from lmlab.attention import VQOptions
 from lmlab.model import AttentionOptions, Decoder, DecoderConfig, DecoderState, PositionOptions
 from lmlab.model.reference import decoder_logits
+from lmlab.recurrent import RecurrentOptions
 
 SMALL = DecoderConfig(vocab_size=23, d_model=16, n_layers=2, n_heads=4, d_ff=24, max_length=32)
 
@@ -81,7 +82,9 @@ def vq(**options: Any) -> DecoderConfig:
     return small(mixer="vq", vq=VQOptions(codes=8, window=3, **options), n_kv_heads=2)
 
 
+CELLS = ("gru", "lstm", "rnn", "diagonal-gru", "diagonal-lstm", "diagonal-rnn", "mingru", "lru")
 CONSTANT_CASES = {
+    **{cell: small(mixer="recurrent", recurrent=RecurrentOptions(cell=cell, state=12)) for cell in CELLS},
     "vq": vq(),
     "vq, rotary and gate": vq(position="rotary", gate=True),
 }
@@ -126,7 +129,7 @@ def test_a_state_grows_when_no_length_was_given() -> None:
         assert (logits - model(ids)[:, -1]).abs().max() <= 1e-10
 
 
-@pytest.mark.parametrize("case", ["plain", "two kv heads", "hwfa2", "alibi", "ReRoPE", "vq"])
+@pytest.mark.parametrize("case", ["plain", "two kv heads", "hwfa2", "alibi", "ReRoPE", "vq", "gru", "lru"])
 def test_an_id_changes_no_logit_before_it_by_a_bit(case: str) -> None:
     model, ids = decoder(STEP_CASES[case]).float(), random_ids(2, 12)
     with torch.no_grad():

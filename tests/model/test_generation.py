@@ -16,6 +16,7 @@ from scipy.stats import chisquare
 from lmlab.attention import VQOptions
 from lmlab.model import AttentionOptions, Decoder, DecoderConfig, PositionOptions, generate, next_token_probs
 from lmlab.model.sampling import inverse_cdf, uniforms
+from lmlab.recurrent import RecurrentOptions
 
 CONFIG = DecoderConfig(vocab_size=19, d_model=16, n_layers=2, n_heads=2, d_ff=16, max_length=64)
 
@@ -128,12 +129,15 @@ def by_hand(model: Decoder, prompt: list[int], row: int, count: int, seed: int, 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [10, 11, 12], [13, 2], [4]]
 
 
-@pytest.mark.parametrize("kind", ["plain", "hwfa2", "rerope", "vq"])
+@pytest.mark.parametrize("kind", ["plain", "hwfa2", "rerope", "vq", "recurrent"])
 def test_rows_are_what_each_would_be_alone(kind: str) -> None:
     configs = {
         "plain": CONFIG,
         "hwfa2": dataclasses.replace(CONFIG, n_layers=3, hybrid="hwfa2", n_kv_heads=1),
         "vq": dataclasses.replace(CONFIG, mixer=("attention", "vq"), vq=VQOptions(codes=8, window=3)),
+        "recurrent": dataclasses.replace(
+            CONFIG, mixer=("attention", "recurrent"), recurrent=RecurrentOptions(cell="lstm")
+        ),
         "rerope": dataclasses.replace(
             CONFIG, position=PositionOptions(extension={"method": "rerope", "window": 4})
         ),

@@ -50,7 +50,7 @@ def _one_thread() -> Any:
     torch.set_num_threads(threads)
 
 
-MODEL_OF = {mixer: dataclasses.replace(MODEL, mixer=mixer) for mixer in ("attention", "vq")}
+MODEL_OF = {mixer: dataclasses.replace(MODEL, mixer=mixer) for mixer in ("attention", "vq", "recurrent")}
 
 
 def finished(data: TokenFile, mixer: str = "attention", **changes: Any) -> tuple[str, list[float]]:
@@ -74,7 +74,7 @@ def test_a_run_killed_five_times_ends_with_the_same_weights(data: TokenFile, tmp
     assert not list((tmp_path / "run").glob("tmp-*"))
 
 
-@pytest.mark.parametrize("mixer", ["attention", "vq"])
+@pytest.mark.parametrize("mixer", ["attention", "vq", "recurrent"])
 @pytest.mark.parametrize("changes", [{"optimizer": "muon"}, {"loss": {"name": "emo"}}], ids=["muon", "emo"])
 def test_every_part_of_a_run_is_resumed(
     data: TokenFile, tmp_path: Path, mixer: str, changes: dict[str, Any]

@@ -90,6 +90,7 @@ class RecurrentMixer(nn.Module):
         super().__init__()
         options = config.recurrent
         self.width = config.d_model if options.state is None else options.state
+        self.kind = options.cell
         self.cell = _cell(options.cell, config.d_model, self.width)
         self.out = nn.Linear(self.width, config.d_model, bias=False)
 
@@ -102,8 +103,8 @@ class RecurrentMixer(nn.Module):
         return self.out(y), state, None
 
     def init_state(self, batch_size: int, max_length: int) -> RecurrentState:
-        weight = self.out.weight
-        return RecurrentState(None, batch_size * self.width * weight.element_size())
+        parts = 2 if self.kind in ("lstm", "diagonal-lstm", "lru") else 1  # h and c; real and imaginary
+        return RecurrentState(None, batch_size * parts * self.width * self.out.weight.element_size())
 
     def flops_per_token(self, length: int) -> int:
         return 2 * sum(parameter.numel() for parameter in self.parameters())

@@ -1,4 +1,4 @@
-// Vectors of 64 bytes: load and store of each element type, exp, tanh.
+// Vectors of 64 bytes: load and store of each element type, exp, tanh, sigmoid.
 //
 // They are the compiler's own vector extensions (GCC, Clang), so the same text becomes AVX-512, two AVX2, four
 // SSE2 or four NEON registers, and sums are always taken in the same order.
@@ -190,6 +190,14 @@ LMLAB_INLINE V tanh_of(V x) {
     const V e = exp_negative(size * -2);
     const V far = (1 - e) / (1 + e);
     return size < zero + 0.625f ? tanh_near_zero(x) : (x < zero ? -far : far);
+}
+
+// 1 / (1 + e^-x), without cancellation on either side.
+template <class V>
+LMLAB_INLINE V sigmoid_of(V x) {
+    const V zero = {};
+    const V e = exp_negative(x < zero ? x : -x);
+    return (x < zero ? e : zero + 1) / (1 + e);
 }
 
 }  // namespace lmlab::simd

@@ -1,0 +1,252 @@
+"""One direction of one layer of RNN, GRU or LSTM: a compiled loop over time, forward and backward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmlab import _native
+from lmlab.recurrent.rows import Rows
+from lmlab.recurrent.unfused import unfused
+
+KINDS = {"RNN_TANH": 0, "RNN_RELU": 1, "GRU": 2, "LSTM": 3}
+GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "GRU": 3, "LSTM": 4}
+BUDGET = 256 * 2**20
+"""Bytes of gates that one call keeps for backward; above, they are computed again, some steps at a time."""
+LEAST_CHUNK = 64
+
+
+def fused(
+    kind: str,
+    diagonal: bool,
+    rows: Rows,
+    x: Tensor,
+    state: tuple[Tensor, ...],
+    weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Outputs [rows n] and the state after. x [rows m]; state (h,) or, for an LSTM, (h, c), each [b n].
+
+    weights: weight_ih [gates·n, m], weight_hh [gates·n, n], or [gates·n] if diagonal, and the biases.
+    """
+    c = state[1] if len(state) == 2 else None
+    inputs = (x, state[0], c, *weights)
+    keep = torch.is_grad_enabled() and any(y is not None and y.requires_grad for y in inputs)
+    y, *after = _Layer.apply(*inputs, kind, diagonal, rows, keep)
+    return y, tuple(after)
+
+
+@dataclass
+class _Kept:
+    """What the loop leaves for its gradient: gates over the projections, and states before each step."""
+
+    gates: Tensor
+    prev: Tensor
+    extra: Tensor | None
+    tanh_c: Tensor | None
+
+
+def _loop(
+    kind: str,
+    diagonal: bool,
+    rows: Rows,
+    u: Tensor,
+    state: list[Tensor],
+    w_hh: Tensor,
+    b_hh: Tensor | None,
+    y: Tensor,
+    keep: bool,
+) -> _Kept | None:
+    """Runs the steps of `rows`; y and `state` are written in place, u becomes the gates if they are kept."""
+    kept = None
+    if keep:
+        blank = y.new_empty if rows.lengths is None else y.new_zeros
+        extra = blank(y.shape) if kind in ("GRU", "LSTM") else None
+        kept = _Kept(u, blank(y.shape), extra, blank(y.shape) if kind == "LSTM" else None)
+    _native.recurrent.forward(
+        KINDS[kind],
+        diagonal,
+        rows.reverse,
+        rows.starts,
+        rows.row_step,
+        rows.lengths,
+        rows.cut,
+        u,
+        w_hh.detach().contiguous(),
+        None if b_hh is None else b_hh.detach().contiguous(),
+        state[0],
+        state[1] if kind == "LSTM" else None,
+        y,
+        *((None, None, None) if kept is None else (kept.prev, kept.extra, kept.tanh_c)),
+        torch.get_num_threads(),
+    )
+    return kept
+
+
+def _projected(x: Tensor, w_ih: Tensor, b_ih: Tensor | None) -> Tensor:
+    return x @ w_ih.T if b_ih is None else torch.addmm(b_ih, x, w_ih.T)
+
+
+class _Layer(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, h: Tensor, c: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+        w_ih, w_hh, b_ih, b_hh, kind, diagonal, rows, keep = rest
+        u = _projected(x, w_ih, b_ih)
+        state = [
+            part.detach().clone(memory_format=torch.contiguous_format) for part in (h, c) if part is not None
+        ]
+        shape = (x.shape[0], h.shape[1])
+        y = x.new_empty(shape) if rows.lengths is None else x.new_zeros(shape)
+        chunks = _chunks(kind, rows, y) if keep else [(0, rows.steps)]
+        kept, starts = None, []
+        for first, last in chunks:
+            starts.append([part.clone() for part in state] if len(chunks) > 1 else [])
+            part = rows if len(chunks) == 1 else rows.part(first, last)
+            kept = _loop(kind, diagonal, part, u, state, w_hh, b_hh, y, keep and len(chunks) == 1)
+        if keep:
+            ctx.save_for_backward(x, h, c, w_ih, w_hh, b_ih, b_hh)
+            ctx.plan, ctx.kept, ctx.chunks, ctx.starts = (kind, diagonal, rows), kept, chunks, starts
+        return (y, *state)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, *after: Tensor) -> tuple[Tensor | None, ...]:
+        x, h, c, w_ih, w_hh, b_ih, b_hh = ctx.saved_tensors
+        kind, diagonal, rows = ctx.plan
+        inputs = (x, h, c, w_ih, w_hh, b_ih, b_hh)
+        if torch.is_grad_enabled():
+            return (*_differentiable(inputs, ctx.needs_input_grad, ctx.plan, (dy, *after)), *(None,) * 4)
+        d_state = [part.clone(memory_format=torch.contiguous_format) for part in after]
+        dy = dy.contiguous()
+        if ctx.kept is not None:
+            gradients = _gradients(ctx.plan, ctx.needs_input_grad, inputs, ctx.kept, dy, d_state)
+        else:
+            gradients = _by_chunks(ctx, inputs, dy, d_state)
+        d_x, *d_weights = gradients
+        return (d_x, d_state[0], d_state[1] if c is not None else None, *d_weights, *(None,) * 4)
+
+
+def _chunks(kind: str, rows: Rows, y: Tensor) -> list[tuple[int, int]]:
+    """The steps in the order that they run, cut so that the gates of one piece fit the budget."""
+    step = (GATES[kind] + 1) * y.shape[1] * rows.batch * y.element_size()
+    if step * rows.steps <= BUDGET:
+        return [(0, rows.steps)]
+    size = max(LEAST_CHUNK, BUDGET // step)
+    pieces = [(first, min(first + size, rows.steps)) for first in range(0, rows.steps, size)]
+    return pieces[::-1] if rows.reverse else pieces
+
+
+def _gradients(
+    plan: tuple[str, bool, Rows],
+    needs: tuple[bool, ...],
+    inputs: tuple[Tensor | None, ...],
+    kept: _Kept,
+    dy: Tensor,
+    d_state: list[Tensor],
+) -> list[Tensor | None]:
+    """Gradients of x and the weights; `d_state` holds those of the states after, and then of those before."""
+    kind, diagonal, rows = plan
+    x, _, _, w_ih, w_hh, *_ = inputs
+    assert x is not None and w_ih is not None and w_hh is not None
+    n = dy.shape[1]
+    blank = kept.gates.new_empty if rows.lengths is None else kept.gates.new_zeros
+    du, dq = blank(kept.gates.shape), blank(dy.shape) if kind == "GRU" else None
+    _native.recurrent.backward(
+        KINDS[kind],
+        diagonal,
+        rows.reverse,
+        rows.starts,
+        rows.row_step,
+        rows.lengths,
+        rows.cut,
+        kept.gates,
+        kept.prev,
+        kept.extra,
+        kept.tanh_c,
+        w_hh.detach().contiguous(),
+        dy,
+        d_state[0],
+        d_state[1] if kind == "LSTM" else None,
+        du,
+        dq,
+        torch.get_num_threads(),
+    )
+    needs_x, needs_ih, needs_hh, needs_b_ih, needs_b_hh = needs[0], *needs[3:7]
+    d_x = du @ w_ih if needs_x else None
+    d_ih = du.T @ x if needs_ih else None
+    d_hh = d_b_ih = d_b_hh = None
+    parts = [du] if dq is None else [du[:, : 2 * n], dq]
+    if needs_hh and diagonal:
+        d_hh = torch.cat(
+            [
+                (part.view(-1, part.shape[1] // n, n) * kept.prev[:, None]).sum(0).flatten()
+                for part in _whole(parts)
+            ]
+        )
+    elif needs_hh:
+        d_hh = w_hh.new_empty(w_hh.shape)
+        for part, rows_of in zip(parts, d_hh.split([part.shape[1] for part in parts]), strict=True):
+            torch.mm(part.T, kept.prev, out=rows_of)
+    if needs_b_ih or needs_b_hh:
+        d_b_ih = du.sum(0)
+        d_b_hh = d_b_ih if dq is None else torch.cat([d_b_ih[: 2 * n], dq.sum(0)])
+    return [d_x, d_ih, d_hh, d_b_ih if needs_b_ih else None, d_b_hh if needs_b_hh else None]
+
+
+def _whole(parts: list[Tensor]) -> list[Tensor]:
+    return [part.contiguous() for part in parts]
+
+
+def _by_chunks(
+    ctx: Any, inputs: tuple[Tensor | None, ...], dy: Tensor, d_state: list[Tensor]
+) -> list[Tensor | None]:
+    """The same, a piece of time at a time: gates are computed again from the state that the piece began with."""
+    x, _, _, w_ih, w_hh, b_ih, b_hh = inputs
+    kind, diagonal, rows = ctx.plan
+    assert x is not None and w_ih is not None and w_hh is not None
+    total: list[Tensor | None] = [
+        torch.zeros_like(x) if ctx.needs_input_grad[0] else None,
+        None,
+        None,
+        None,
+        None,
+    ]
+    for (first, last), start in zip(reversed(ctx.chunks), reversed(ctx.starts), strict=True):
+        index, there = rows.part(first, last).index()
+        own = rows.part(first, last).compact()
+        row, there = index[there], there.flatten()
+        x_own = x.new_zeros(there.numel(), x.shape[1])
+        dy_own = dy.new_zeros(there.numel(), dy.shape[1])
+        x_own[there], dy_own[there] = x[row], dy[row]
+        state = [part.clone() for part in start]
+        u = _projected(x_own, w_ih, b_ih)
+        kept = _loop(kind, diagonal, own, u, state, w_hh, b_hh, torch.zeros_like(dy_own), True)
+        assert kept is not None
+        part = _gradients(
+            (kind, diagonal, own), ctx.needs_input_grad, (x_own, *inputs[1:]), kept, dy_own, d_state
+        )
+        if total[0] is not None and part[0] is not None:
+            total[0][row] = part[0][there]
+        for i in range(1, 5):
+            new, old = part[i], total[i]
+            total[i] = new if old is None or new is None else old + new
+    return total
+
+
+def _differentiable(
+    inputs: tuple[Tensor | None, ...],
+    needs: tuple[bool, ...],
+    plan: tuple[str, bool, Rows],
+    grads: tuple[Tensor, ...],
+) -> list[Tensor | None]:
+    """Gradients that can be differentiated again: the steps are run once more in torch operations."""
+    kind, diagonal, rows = plan
+    # Views stand in for the inputs: where one input was made from another, its gradient must not be counted twice.
+    inputs = tuple(None if y is None else y.view_as(y) for y in inputs)
+    x, h, c, w_ih, w_hh, b_ih, b_hh = inputs
+    assert x is not None and h is not None and w_ih is not None and w_hh is not None
+    wanted = [y for y, need in zip(inputs, needs, strict=False) if need and y is not None]
+    y, state = unfused(kind, diagonal, rows, x, (h,) if c is None else (h, c), (w_ih, w_hh, b_ih, b_hh))
+    found = iter(torch.autograd.grad((y, *state), wanted, grads, create_graph=True, allow_unused=True))
+    return [next(found) if need and y is not None else None for y, need in zip(inputs, needs, strict=False)]
