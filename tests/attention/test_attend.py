@@ -6,13 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
+from extension_cases import EVERY, ODD, PLAIN, T0, bands, tensors
 from lmlab.attention import attend
 from lmlab.rope import (
-    ABF,
     DCA,
     PI,
     ALiBi,
@@ -21,13 +19,11 @@ from lmlab.rope import (
     InvLeakyReRoPE,
     KeyNorm,
     LeakyReRoPE,
-    Llama3,
     LogN,
     LongRoPE,
     NTKAware,
     NTKFixed,
     NTKMixed,
-    Proportional,
     ReRoPE,
     Rotary,
     SelfExtend,
@@ -36,58 +32,6 @@ from lmlab.rope import (
     YaRN,
 )
 from lmlab.rope.reference import attend_reference
-
-T0 = 16
-PLAIN = Rotary(8, base=100.0, train_length=T0)
-ODD = Rotary(6, base=50.0, train_length=T0, interleaved=True, attention_factor=1.1)  # with heads of 9 dims
-
-
-def bands(w: int) -> list[Any]:
-    return [
-        *(Window(w), Window(w, 1), Window(w, 3), ReRoPE(w), LeakyReRoPE(w, 3.7), InvLeakyReRoPE(w, 2.0)),
-        *(SelfExtend(w, 1), SelfExtend(w, 3), DCA(w, 0), DCA(w + 2, 2)),
-    ]
-
-
-OTHERS = [
-    *(
-        None,
-        PI(),
-        PI(2),
-        NTKAware(),
-        NTKFixed(3),
-        NTKMixed(3),
-        DynamicNTK(2),
-        ABF(1e3),
-        YaRN(),
-        YaRN(4, ramp="index"),
-    ),
-    *(LongRoPE((1.0, 2.0, 3.0, 4.0), (4.0, 5.0, 6.0, 7.0)), Llama3(4), Proportional(0.5, 2)),
-    *(LogN(), LogN(8, clip=False), Temperature(1.3), KeyNorm(), CosA(), CosA("position"), CosA(30), ALiBi()),
-    *(
-        ReRoPE(5) | LogN() | ALiBi() | NTKAware() | KeyNorm(),
-        Window(5, 2) | ALiBi(),
-        DCA(7, 2) | LogN() | YaRN(),
-    ),
-]
-EVERY = bands(5) + OTHERS
-
-
-def tensors(
-    t: int,
-    keys: int | None = None,
-    *,
-    b: int = 1,
-    h: int = 2,
-    hk: int = 2,
-    d: int = 8,
-    seed: int = 0,
-    **kind: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
-    draw = torch.Generator().manual_seed(seed)
-    kind = {"dtype": torch.float64} | kind
-    shapes = ((b, h, t, d), (b, hk, keys or t, d), (b, hk, keys or t, d))
-    return tuple(torch.randn(shape, generator=draw, dtype=torch.float64).to(**kind) for shape in shapes)  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("w", [1, 2, 36, 37, 38])
@@ -131,24 +75,6 @@ def test_gradcheck(extension: Any) -> None:
     inputs = [x.requires_grad_() for x in tensors(9, h=1, hk=1, d=4)]
     rotary = Rotary(4, train_length=T0)
     torch.autograd.gradcheck(lambda q, k, v: attend(q, k, v, rotary=rotary, extension=extension), inputs)
-
-
-@pytest.mark.parametrize("extension", EVERY, ids=repr)
-def test_float32_is_as_good_as_naive_float32(extension: Any) -> None:
-    q, k, v = tensors(150, seed=3)
-    exact = attend_reference(q, k, v, rotary=PLAIN, extension=extension)
-    q32, k32, v32 = q.float(), k.float(), v.float()
-    # naive: every logit formed in float32, row by row
-    naive = torch.cat(
-        [
-            attend(q32[:, :, i : i + 1], k32[:, :, : i + 1], v32[:, :, : i + 1], rotary=PLAIN,
-                   extension=extension, offset=i, length=150)
-            for i in range(150)
-        ],
-        dim=2,
-    )  # fmt: skip
-    ours = attend(q32, k32, v32, rotary=PLAIN, extension=extension)
-    assert (ours - exact).abs().max() <= 2 * (naive - exact).abs().max() + 1e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -214,73 +140,6 @@ def test_within_the_trained_length_nothing_changes_bit_for_bit(extension: Any, d
         q, k, v = tensors(t, keys, h=4, dtype=dtype)
         call = {"rotary": PLAIN, "offset": keys - t}
         assert torch.equal(attend(q, k, v, **call, extension=extension), attend(q, k, v, **call))
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    keys=st.integers(1, 90),
-    w=st.integers(1, 40),
-    which=st.integers(0, 9),
-    cuts=st.sets(st.integers(1, 89), max_size=6),
-    seed=st.integers(0, 9),
-)
-def test_chunks_are_one_pass(keys: int, w: int, which: int, cuts: set[int], seed: int) -> None:
-    q, k, v = tensors(keys, h=4, seed=seed)
-    call = {"rotary": PLAIN, "extension": [bands(w)[which], LogN(), DynamicNTK(2)], "length": 100}
-    whole = attend(q, k, v, **call)
-    edges = [0, *sorted(c for c in cuts if c < keys), keys]
-    parts = [
-        attend(q[:, :, a:b], k[:, :, :b], v[:, :, :b], **call, offset=a) for a, b in itertools.pairwise(edges)
-    ]
-    torch.testing.assert_close(torch.cat(parts, dim=2), whole, rtol=0, atol=1e-12)
-    ones = attend(q, k, torch.ones_like(v), **call)
-    torch.testing.assert_close(ones, torch.ones_like(q), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("extension", EVERY, ids=repr)
-def test_decoding_one_by_one_is_one_pass(extension: Any) -> None:
-    q, k, v = tensors(30)
-    call = {"rotary": PLAIN, "extension": extension, "length": 30}
-    whole = attend(q, k, v, **call)
-    for i in range(30):
-        row = attend(q[:, :, i : i + 1], k[:, :, : i + 1], v[:, :, : i + 1], **call, offset=i)
-        torch.testing.assert_close(row, whole[:, :, i : i + 1], rtol=0, atol=1e-12)
-
-
-def test_dynamic_methods_follow_every_length() -> None:
-    q, k, v = tensors(40)
-    for extension in (DynamicNTK(2), PI(), YaRN(), LongRoPE((1.0,) * 4, (3.0,) * 4)):
-        for n in (10, T0, T0 + 1, 40):
-            got = attend(
-                q[:, :, n - 1 : n], k[:, :, :n], v[:, :, :n], rotary=PLAIN, extension=extension, offset=n - 1
-            )
-            want = attend_reference(
-                q[:, :, n - 1 : n], k[:, :, :n], v[:, :, :n], rotary=PLAIN, extension=extension
-            )
-            torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("extension", EVERY, ids=repr)
-@pytest.mark.parametrize("t", [1, 3, 20])
-def test_ragged_offsets_are_each_row_alone(extension: Any, t: int) -> None:
-    q, k, v = tensors(t, 60, b=4, h=4, hk=2)
-    offset = torch.tensor([0, 40, 13, 27])
-    got = attend(q, k, v, rotary=PLAIN, extension=extension, offset=offset)
-    for row, start in enumerate(offset.tolist()):
-        one = slice(row, row + 1)
-        seen = slice(0, start + t)
-        alone = attend(
-            q[one], k[one, :, seen], v[one, :, seen], rotary=PLAIN, extension=extension, offset=start
-        )
-        torch.testing.assert_close(got[one], alone, rtol=0, atol=1e-12)
-
-
-def test_ragged_rows_do_not_see_what_is_not_filled() -> None:
-    q, k, v = tensors(1, 12, b=2)
-    filled = torch.tensor([3, 11])
-    k[0, :, 4:], v[0, :, 4:] = 1e6, 1e6
-    got = attend(q, k, v, rotary=PLAIN, extension=ReRoPE(2), offset=filled)
-    assert got[0].abs().max() < 10
 
 
 def test_later_tokens_do_not_touch_earlier_rows() -> None:

@@ -2,7 +2,7 @@
 
 Every part of a band is an interval of keys for each query (`lmlab.attention.band`); the kernel forms the
 logits of each interval from that part's rotated copies and carries one running softmax through all of them.
-The backward pass forms the weights again from the logits and the saved log-sum-exp.
+The backward pass forms the weights again from the logits, the row's largest logit and 1 over its sum.
 """
 
 from collections.abc import Sequence
@@ -48,18 +48,21 @@ class _OnePass(torch.autograd.Function):
     ) -> Tensor:
         queries, keys, v = parts[: band.parts], parts[band.parts : -1], parts[-1]
         out = torch.empty_like(queries[0])
-        lse = out.new_empty(out.shape[:3])
+        top, share = out.new_empty(2, *out.shape[:3])
         native.band_forward(
-            **_arguments(band, start, slopes, scale, wide, queries, keys, v), out=out.detach(), lse=lse
+            **_arguments(band, start, slopes, scale, wide, queries, keys, v),
+            out=out.detach(),
+            top=top,
+            share=share,
         )
-        ctx.save_for_backward(start, slopes, out, lse, *parts)
+        ctx.save_for_backward(start, slopes, out, top, share, *parts)
         ctx.band, ctx.scale, ctx.wide = band, scale, wide
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        start, slopes, out, lse, *parts = ctx.saved_tensors
+        start, slopes, out, top, share, *parts = ctx.saved_tensors
         band: Band = ctx.band
         queries, keys, v = parts[: band.parts], parts[band.parts : -1], parts[-1]
         d_queries, d_keys, d_v = (
@@ -70,7 +73,8 @@ class _OnePass(torch.autograd.Function):
         native.band_backward(
             **_arguments(band, start, slopes, ctx.scale, ctx.wide, queries, keys, v),
             out=out.detach(),
-            lse=lse,
+            top=top,
+            share=share,
             d_out=grads[0].contiguous(),
             d_q=d_queries,
             d_k=d_keys,

@@ -93,14 +93,14 @@ LMLAB_INLINE void products(const T* rows, int64_t stride, int64_t count, const T
 }
 
 // to[i] += sum over k of weight(i, k) * rows[k] for R rows, W vectors wide; weight(i, k) lies at
-// weights[i * by_row + k * by_term].
+// weights[i * by_row + k * by_term]. A tile's sum is made by itself: fewer roundings than one long chain.
 template <class T, int W>
 LMLAB_INLINE void mix_vectors(const T* weights, int64_t by_row, int64_t by_term, int64_t terms, const T* rows, int64_t stride, T* to, int64_t to_stride) {
     using V = typename Lanes<T>::vector;
     constexpr int64_t lanes = Lanes<T>::count;
     V sum[R][W];
     for (int i = 0; i < R; ++i)
-        for (int w = 0; w < W; ++w) sum[i][w] = load(to + i * to_stride + w * lanes);
+        for (int w = 0; w < W; ++w) sum[i][w] = V{};
     for (int64_t k = 0; k < terms; ++k) {
         V value[W];
         for (int w = 0; w < W; ++w) value[w] = load(rows + k * stride + w * lanes);
@@ -111,7 +111,7 @@ LMLAB_INLINE void mix_vectors(const T* weights, int64_t by_row, int64_t by_term,
         }
     }
     for (int i = 0; i < R; ++i)
-        for (int w = 0; w < W; ++w) store(to + i * to_stride + w * lanes, sum[i][w]);
+        for (int w = 0; w < W; ++w) store(to + i * to_stride + w * lanes, load(to + i * to_stride + w * lanes) + sum[i][w]);
 }
 
 template <class T, int W>
@@ -259,7 +259,7 @@ LMLAB_INLINE void forward_tile(const Tensors<T>& all, const Shape& n, const Band
         const T* from = mixed.data() + row * width;
         T* out = all.out + (lane * n.t + start + row) * n.d;
         for (int64_t x = 0; x < n.d; ++x) out[x] = from[x] * share;
-        all.lse[lane * n.t + start + row] = top[row] + std::log(total[row]);
+        all.top[lane * n.t + start + row] = top[row], all.share[lane * n.t + start + row] = share;
     }
 }
 
@@ -320,9 +320,9 @@ LMLAB_INLINE void backward_head(const Tensors<T>& all, const Gradients<T>& grads
                         }
                         if (slope != 0) add_slope(w, first, last, tile, i + row, slope);
                         mask_row(w, first, last, range_of(band, p, i + row), tile, -std::numeric_limits<T>::infinity());
-                        const T lse = all.lse[place + strip + row], mean = delta[strip + row];
+                        const T top = all.top[place + strip + row], total = all.share[place + strip + row], mean = delta[strip + row];
                         for (int64_t x = first; x < last; x += lanes) {
-                            const V share = exp_negative(load(w + x) - lse);
+                            const V share = exp_negative(load(w + x) - top) * total;
                             store(w + x, share);
                             store(s + x, share * (load(s + x) - mean) * scale);
                         }

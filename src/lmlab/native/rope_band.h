@@ -24,7 +24,8 @@ struct Shape {
 };
 
 // q [b h t d], k and v [b hk keys d], offset [b]: the position of each row's first query; slopes [h] or null:
-// -slope * r is added to the logits. out [b h t d], lse [b h t].
+// -slope * r is added to the logits. out [b h t d]. top, share [b h t]: the largest logit of a row and 1 / sum of
+// e^(logit - top): apart, since their sum as one logarithm would lose digits of the weights in float32.
 template <class T>
 struct Tensors {
     const T* q[kParts];
@@ -33,7 +34,8 @@ struct Tensors {
     const int64_t* offset;
     const T* slopes;
     T* out;
-    T* lse;
+    T* top;
+    T* share;
 };
 void forward(const Tensors<float>& tensors, const Shape& shape, const Band& band, int threads);
 void forward(const Tensors<double>& tensors, const Shape& shape, const Band& band, int threads);

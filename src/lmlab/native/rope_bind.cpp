@@ -29,11 +29,11 @@ Shape shape_of(const std::vector<In<T, 4>>& q, const In<T, 4>& v, double scale, 
 
 template <class T, class O>
 Tensors<T> tensors_of(const std::vector<In<T, 4>>& q, const std::vector<In<T, 4>>& k, const In<T, 4>& v,
-                      const In<int64_t, 1>& offset, const std::optional<In<T, 1>>& slopes, const O& out, const T* lse) {
+                      const In<int64_t, 1>& offset, const std::optional<In<T, 1>>& slopes, const O& out, const T* top, const T* share) {
     Tensors<T> all{};
     for (size_t p = 0; p < q.size(); ++p) all.q[p] = q[p].data(), all.k[p] = k[p].data();
     all.v = v.data(), all.offset = offset.data(), all.slopes = slopes ? slopes->data() : nullptr;
-    all.out = const_cast<T*>(out.data()), all.lse = const_cast<T*>(lse);
+    all.out = const_cast<T*>(out.data()), all.top = const_cast<T*>(top), all.share = const_cast<T*>(share);
     return all;
 }
 
@@ -42,28 +42,28 @@ void bind_band(nb::module_& m) {
     m.def(
         "band_forward",
         [](std::vector<In<T, 4>> q, std::vector<In<T, 4>> k, In<T, 4> v, In<int64_t, 1> offset, std::optional<In<T, 1>> slopes,
-           Out<T, 4> out, Out<T, 3> lse, int kind, int64_t size, int64_t sinks, double scale, bool wide, int threads) {
+           Out<T, 4> out, Out<T, 3> top, Out<T, 3> share, int kind, int64_t size, int64_t sinks, double scale, bool wide, int threads) {
             const Shape n = shape_of<T>(q, v, scale, wide);
-            const Tensors<T> all = tensors_of<T>(q, k, v, offset, slopes, out, lse.data());
+            const Tensors<T> all = tensors_of<T>(q, k, v, offset, slopes, out, top.data(), share.data());
             nb::gil_scoped_release release;
             forward(all, n, Band{kind, size, sinks}, threads);
         },
-        nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("offset"), nb::arg("slopes").none(), nb::arg("out"), nb::arg("lse"),
+        nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("offset"), nb::arg("slopes").none(), nb::arg("out"), nb::arg("top"), nb::arg("share"),
         nb::arg("kind"), nb::arg("size"), nb::arg("sinks"), nb::arg("scale"), nb::arg("wide"), nb::arg("threads"));
     m.def(
         "band_backward",
         [](std::vector<In<T, 4>> q, std::vector<In<T, 4>> k, In<T, 4> v, In<int64_t, 1> offset, std::optional<In<T, 1>> slopes,
-           In<T, 4> out, In<T, 3> lse, In<T, 4> d_out, std::vector<Out<T, 4>> d_q, std::vector<Out<T, 4>> d_k, Out<T, 4> d_v,
+           In<T, 4> out, In<T, 3> top, In<T, 3> share, In<T, 4> d_out, std::vector<Out<T, 4>> d_q, std::vector<Out<T, 4>> d_k, Out<T, 4> d_v,
            int kind, int64_t size, int64_t sinks, double scale, bool wide, int threads) {
             const Shape n = shape_of<T>(q, v, scale, wide);
-            const Tensors<T> all = tensors_of<T>(q, k, v, offset, slopes, out, lse.data());
+            const Tensors<T> all = tensors_of<T>(q, k, v, offset, slopes, out, top.data(), share.data());
             Gradients<T> grads{};
             grads.d_out = d_out.data(), grads.d_v = d_v.data();
             for (size_t p = 0; p < q.size(); ++p) grads.d_q[p] = d_q[p].data(), grads.d_k[p] = d_k[p].data();
             nb::gil_scoped_release release;
             backward(all, grads, n, Band{kind, size, sinks}, threads);
         },
-        nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("offset"), nb::arg("slopes").none(), nb::arg("out"), nb::arg("lse"),
+        nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("offset"), nb::arg("slopes").none(), nb::arg("out"), nb::arg("top"), nb::arg("share"),
         nb::arg("d_out"), nb::arg("d_q"), nb::arg("d_k"), nb::arg("d_v"), nb::arg("kind"), nb::arg("size"), nb::arg("sinks"),
         nb::arg("scale"), nb::arg("wide"), nb::arg("threads"));
 }

@@ -1,4 +1,4 @@
-"""The oracle: attention from the T × T matrix of distances, in float64, as the formula reads.
+"""The oracle: attention from the T × T matrix of distances, as the formula reads.
 
 logit(i,j) = λ_i · scale · [ Σ_m Re( q_m k̄_m e^{i·Δ(i,j)·θ'_m} ) + un-rotated part ] + bias
 out_i = softmax over the kept j ≤ i of logit(i, ·), times v
@@ -67,12 +67,13 @@ def attend_reference(
     extension: Any = None,
     scale: float | Tensor | None = None,
     length: int | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """`lmlab.attention.attend` by the formula, in float64: q [b h t d] stands at the end of k [b hk T d].
+    """`lmlab.attention.attend` by the formula: q [b h t d] stands at the end of k [b hk T d].
 
-    Memory is O(t · T · D): for tests."""
+    dtype: of every sum and product but the angles, which are float64. Memory is O(t · T · D): for tests."""
     extension = as_extension(extension)
-    q, k, v = q.double(), k.double(), v.double()
+    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     h, t, d = q.shape[1:]
     n_keys = k.shape[2]
     k, v = (x.repeat_interleave(h // k.shape[1], dim=1) for x in (k, v))
@@ -106,7 +107,7 @@ def attend_reference(
     else:
         theta, a = frequencies(rotary, extension, length=length or n_keys)
         trained = rotary.attention_factor  # belongs to the rotated part; the extension's factor to the whole
-        phase = torch.polar(torch.ones(()).double(), delta[..., None] * theta)
+        phase = torch.polar(torch.ones(()).double(), delta[..., None] * theta).to(dtype.to_complex())
         q_pairs, q_rest = _complex(q, rotary)
         k_pairs, k_rest = _complex(k, rotary)
         turned = torch.einsum("bhim,bhjm,ijm->bhij", q_pairs, k_pairs.conj(), phase).real
@@ -116,12 +117,12 @@ def attend_reference(
     if scale is None:
         scale = 1.0 if norm else d**-0.5
     if isinstance(scale, Tensor):
-        scale = scale.double().expand(q.shape[:3])[..., None]
-    logits = logits * scale * factor[:, None]
+        scale = scale.to(dtype).expand(q.shape[:3])[..., None]
+    logits = logits * scale * factor.to(dtype)[:, None]
     alibi = extension.find(ALiBi)
     if alibi is not None:
         slopes = torch.tensor(alibi.for_heads(h), dtype=torch.float64)
-        logits = logits - slopes[:, None, None] * (i[:, None] - j)
+        logits = logits - (slopes[:, None, None] * (i[:, None] - j)).to(dtype)
     return logits.masked_fill(~keep, -math.inf).softmax(dim=-1) @ v
 
 
