@@ -95,7 +95,8 @@ def train(
     out = None if out is None else Path(out)
     with interruptions() as interruption, _threads_kept():
         with processes(model.head.device) as group:
-            result = _Run(model, data, config, out, held_out, on_step, group).run(resume, interruption)
+            run = _Run(model, data, config, out, held_out, on_step, group, retry or disk())
+            result = run.run(resume, interruption)
         if result is None:
             interruption.leave()
         return result
