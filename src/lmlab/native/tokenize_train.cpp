@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <mutex>
+#include <numeric>
 
 #include "parallel.h"
 #include "tokenize_encode.h"
@@ -17,6 +18,7 @@ constexpr double NO_SCORE = -std::numeric_limits<double>::infinity();
 constexpr double UNSEEN = 0.1;  // the count that a piece without one is scored by
 constexpr double FIXED = 1 << 20;
 constexpr int64_t RUN_BYTES = 64 << 10;
+constexpr int64_t PLACES = 64;  // that a corpus is divided into at least, to see how widely a piece is spread
 
 // Consecutive chunks of about RUN_BYTES: what a worker takes at once.
 template <class Chunks, class Size>
@@ -34,12 +36,13 @@ std::vector<size_t> runs_of(const Chunks& chunks, Size&& size) {
     return first;
 }
 
-// Adds the pieces of the best segmentation.
-void count_best(const Trie& trie, View text, int64_t times, Scratch& scratch, std::vector<int64_t>& counts) {
+// Calls visit(id) for the pieces of the best segmentation.
+template <class Visit>
+void each_best(const Trie& trie, View text, Scratch& scratch, Visit&& visit) {
     const int32_t* back = viterbi(trie.units.data(), text, scratch);
     for (int64_t end = text.size; end > 0;) {
         const Leaf leaf = trie.leaves[back[end]];
-        counts[leaf.id] += times;
+        visit(leaf.id);
         end -= leaf.length;
     }
 }
@@ -58,6 +61,7 @@ Trainer::Trainer(const Corpus& corpus, Seeds seeds) : corpus_(corpus) {
     for (const Corpus::Chunk& chunk : corpus.chunks())
         for (uint32_t k = 0; k < chunk.size; ++k) occurrences_[corpus.bytes()[chunk.start + k]] += chunk.count;
     for (int byte = 0; byte < 256; ++byte) occurrences_[byte] += corpus.boundary_counts()[byte];
+    places_.assign(all_.size(), 0);
     members_.resize(all_.size());
     for (size_t i = 0; i < members_.size(); ++i) members_[i] = static_cast<uint32_t>(i);
     // The first scores: occurrences times length, as if each byte were covered by every piece that holds it.
@@ -70,7 +74,7 @@ Trainer::Trainer(const Corpus& corpus, Seeds seeds) : corpus_(corpus) {
 
 Trainer::Trainer(const Corpus& corpus, Strings all, std::vector<uint64_t> occurrences, State state)
     : corpus_(corpus), all_(std::move(all)), occurrences_(std::move(occurrences)), members_(std::move(state.members)),
-      counts_(std::move(state.counts)), scores_(std::move(state.scores)) {
+      counts_(std::move(state.counts)), scores_(std::move(state.scores)), places_(all_.size(), 0) {
     rebuild();
     trie_.set_values(scores_.data(), NO_SCORE);
 }
@@ -86,20 +90,37 @@ void Trainer::update_scores() {
 
 double Trainer::step(bool soft, int workers, const Interrupt& interrupt) {
     std::vector<int64_t> counts(all_.size(), 0);
+    std::fill(places_.begin(), places_.end(), 0);
     std::vector<Wide> weights;
     if (soft) weights = wide_weights(scores_.data(), scores_.size(), 1.0);
-    const auto runs = runs_of(corpus_.chunks(), [](const Corpus::Chunk& chunk) { return chunk.size; });
+    const auto& chunks = corpus_.chunks();
+    const auto runs = runs_of(chunks, [](const Corpus::Chunk& chunk) { return chunk.size; });
+    const int64_t place_bytes = std::clamp<int64_t>(static_cast<int64_t>(corpus_.bytes().size()) / PLACES, 256, RUN_BYTES);
     std::mutex merging;
     const int64_t share = std::max<int64_t>(1, static_cast<int64_t>(runs.size()) / (8 * std::max(1, workers)));
     parallel_for(workers, static_cast<int64_t>(runs.size()) - 1, share, [&](int64_t begin, int64_t end) {
         Scratch scratch;
         std::vector<int64_t> own(all_.size(), 0);
+        std::vector<uint32_t> own_places(soft ? 0 : all_.size(), 0), last(soft ? 0 : all_.size(), 0);
         std::vector<double> expected(soft ? all_.size() : 0);
+        uint32_t place = 0;
         for (int64_t run = begin; run < end; ++run) {
+            int64_t next = 0;  // where the next place begins; a run begins one, so that workers see the same places
             for (size_t i = runs[run]; i < runs[run + 1]; ++i) {
-                const Corpus::Chunk& chunk = corpus_.chunks()[i];
-                if (soft) add_marginals(trie_, weights, corpus_.text(chunk), chunk.count, expected.data());
-                else count_best(trie_, corpus_.text(chunk), chunk.count, scratch, own);
+                const Corpus::Chunk& chunk = chunks[i];
+                if (soft) {
+                    add_marginals(trie_, weights, corpus_.text(chunk), chunk.count, expected.data());
+                    continue;
+                }
+                if (chunk.start >= next) {
+                    ++place;
+                    next = chunk.start + place_bytes;
+                }
+                each_best(trie_, corpus_.text(chunk), scratch, [&](uint32_t id) {
+                    own[id] += chunk.count;
+                    own_places[id] += chunk.count - (last[id] == place);  // a chunk that repeats does so elsewhere
+                    last[id] = place;
+                });
             }
             if (soft)  // rounded run by run: what a run adds doesn't depend on the others
                 for (size_t id = 0; id < own.size(); ++id) {
@@ -109,7 +130,8 @@ double Trainer::step(bool soft, int workers, const Interrupt& interrupt) {
             interrupt.poll();
         }
         std::lock_guard<std::mutex> guard(merging);
-        for (size_t id = 0; id < counts.size(); ++id) counts[id] += own[id];
+        for (size_t id = 0; id < own.size(); ++id) counts[id] += own[id];
+        for (size_t id = 0; id < own_places.size(); ++id) places_[id] += own_places[id];
     });
     double tokens = 0.0;
     for (size_t id = 0; id < counts.size(); ++id) {
@@ -131,35 +153,60 @@ void Trainer::drop_rare(double min_count) {
     update_scores();
 }
 
+// The best segmentation of a piece without itself: its parts from last to first, and its score.
+double Trainer::instead_of(uint32_t id, std::vector<double>& best, std::vector<uint32_t>& last,
+                           std::vector<uint32_t>& parts) const {
+    const View piece = all_[id];
+    best.assign(static_cast<size_t>(piece.size) + 1, NO_SCORE);
+    last.assign(static_cast<size_t>(piece.size) + 1, 0);
+    best[0] = 0.0;
+    for (int64_t start = 0; start < piece.size; ++start)
+        each_piece(trie_, piece, start, [&](int64_t stop, Leaf leaf) {
+            if (leaf.id == id) return;
+            const double score = best[start] + scores_[leaf.id];
+            if (score > best[stop]) {
+                best[stop] = score;
+                last[stop] = leaf.id;
+            }
+        });
+    for (int64_t stop = piece.size; stop > 0; stop -= all_[last[stop]].size) parts.push_back(last[stop]);
+    return best.back();
+}
+
+// Counts tell what the corpus needs; a vocabulary is for other texts. Of a piece that is found in p places about one
+// place in p is luck (absolute discounting: Kneser and Ney, 1995): as much of its count is taken away and given to
+// the parts that will stand there in another text, from the longest pieces to the shortest.
 void Trainer::prune(size_t target, Pruning pruning, int workers, const Interrupt& interrupt) {
     if (members_.size() <= target) return;
-    std::vector<double> worth(all_.size(), std::numeric_limits<double>::infinity());
     const int64_t candidates = static_cast<int64_t>(members_.size()) - 256;
+    std::vector<std::vector<uint32_t>> parts(static_cast<size_t>(candidates));
+    std::vector<double> worth(all_.size(), std::numeric_limits<double>::infinity());
     parallel_for(workers, candidates, 4096, [&](int64_t begin, int64_t end) {
         std::vector<double> best;
-        std::vector<int32_t> tokens;
+        std::vector<uint32_t> last;
         for (int64_t k = begin; k < end; ++k) {
             if ((k & 0xFFF) == 0) interrupt.poll();
             const uint32_t id = members_[256 + k];
-            const View piece = all_[id];
-            best.assign(static_cast<size_t>(piece.size) + 1, NO_SCORE);
-            tokens.assign(static_cast<size_t>(piece.size) + 1, 0);
-            best[0] = 0.0;
-            for (int64_t start = 0; start < piece.size; ++start)
-                each_piece(trie_, piece, start, [&](int64_t stop, Leaf leaf) {
-                    if (leaf.id == id) return;
-                    const double score = best[start] + scores_[leaf.id];
-                    if (score > best[stop]) {
-                        best[stop] = score;
-                        tokens[stop] = tokens[start] + 1;
-                    }
-                });
-            const double likelihood = counts_[id] * (scores_[id] - best.back());
-            worth[id] = pruning == Pruning::likelihood
-                            ? likelihood
-                            : counts_[id] * (tokens.back() - 1) + 1e-3 * likelihood;
+            worth[id] = counts_[id] * (scores_[id] - instead_of(id, best, last, parts[k]));
         }
     });
+    if (pruning == Pruning::compression) {
+        std::vector<int64_t> order(static_cast<size_t>(candidates));
+        std::iota(order.begin(), order.end(), 0);
+        std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+            return all_[members_[256 + a]].size > all_[members_[256 + b]].size;
+        });
+        std::vector<double> count = counts_, place(places_.begin(), places_.end());
+        for (int64_t k : order) {
+            const uint32_t id = members_[256 + k];
+            const double luck = place[id] > 1.0 ? 1.0 / place[id] : 1.0;
+            for (uint32_t part : parts[k]) {
+                count[part] += luck * count[id];
+                place[part] += std::min(1.0, place[id]);
+            }
+            worth[id] = (1.0 - luck) * count[id] * static_cast<double>(parts[k].size() - 1) + 1e-3 * worth[id];
+        }
+    }
     std::nth_element(members_.begin() + 256, members_.begin() + static_cast<std::ptrdiff_t>(target), members_.end(),
                      [&](uint32_t a, uint32_t b) { return worth[a] != worth[b] ? worth[a] > worth[b] : a < b; });
     members_.resize(target);
@@ -204,7 +251,7 @@ void Trainer::count(const std::vector<View>& texts, int workers, const Interrupt
         Scratch scratch;
         std::vector<int64_t> own(all_.size(), 0);
         for (int64_t run = begin; run < end; ++run) {
-            for (size_t i = runs[run]; i < runs[run + 1]; ++i) count_best(trie_, chunks[i], 1, scratch, own);
+            for (size_t i = runs[run]; i < runs[run + 1]; ++i) each_best(trie_, chunks[i], scratch, [&](uint32_t id) { ++own[id]; });
             interrupt.poll();
         }
         std::lock_guard<std::mutex> guard(merging);

@@ -34,7 +34,7 @@ public:
     // Pieces of two bytes or more whose last count is lower go.
     void drop_rare(double min_count);
 
-    // Keeps the `target` pieces whose loss would cost most.
+    // Keeps the `target` pieces whose loss would cost most; needs a count before it (a hard one for compression).
     void prune(size_t target, Pruning pruning, int workers, const Interrupt& interrupt);
 
     // Pieces that were dropped come back, those with most occurrences first, until there are `target`.
@@ -51,6 +51,8 @@ public:
     double score(size_t i) const { return scores_[members_[i]]; }
 
 private:
+    double instead_of(uint32_t id, std::vector<double>& best, std::vector<uint32_t>& last,
+                      std::vector<uint32_t>& parts) const;
     void rebuild();
     void update_scores();
 
@@ -59,6 +61,7 @@ private:
     std::vector<uint64_t> occurrences_;    // by id in all_
     std::vector<uint32_t> members_;        // ids that are in the vocabulary now, rising
     std::vector<double> counts_, scores_;  // by id in all_
+    std::vector<uint32_t> places_;         // in how many places of the corpus the last hard count found it
     Trie trie_;                            // of the members; values are the scores
 };
 

@@ -193,12 +193,15 @@ def _shrink(
 
     while not place.shrunk:
         show(f"round {place.round + 1}: {learner.size} pieces", min(1.0, place.round / expected))
-        least = 1 if place.round == 0 else min_count
-        step()
-        learner.drop_rare(least)
-        place.tokens = step()
+        if pruning == "likelihood":
+            least = 1 if place.round == 0 else min_count
+            step()
+            learner.drop_rare(least)
+            place.tokens = step()
+            learner.drop_rare(least)
+        else:  # a piece that the corpus doesn't use may be the part of another that texts to come will lack
+            place.tokens = step()
         place.rounds.append({"size": learner.size, "bytes_per_token": learner.bytes_used / place.tokens})
-        learner.drop_rare(least)
         if learner.size > target:
             learner.prune(max(target, int(SHRINK * learner.size)), pruning == "likelihood", threads)
             place.round += 1
@@ -206,8 +209,8 @@ def _shrink(
             place.shrunk = True
             if learner.size < target:
                 learner.refill(target)
-                learner.step(False, threads)
-                place.tokens = learner.step(False, threads)
+                step()
+            place.tokens = step()
         save()
 
 
