@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import sentencepiece
-
 from lmlab.benchmarks import tokenize_corpora as corpora
+
 from lmlab.lab.bench import Row, benchmark
 from lmlab.tokenize import Tokenizer
 
@@ -41,7 +41,10 @@ def settings(quick: bool) -> Iterator[tuple[str, Settings]]:
         yield name, {"model_type": model, "character_coverage": coverage, **({} if split else UNSPLIT)}
     if not quick:
         longer = {**UNSPLIT, "max_sentencepiece_length": 32}
-        yield "bpe, coverage 0.98, no split, length 32", {"model_type": "bpe", "character_coverage": 0.98, **longer}
+        yield (
+            "bpe, coverage 0.98, no split, length 32",
+            {"model_type": "bpe", "character_coverage": 0.98, **longer},
+        )
 
 
 def sentencepiece_model(
@@ -79,12 +82,17 @@ def _tables(
         try:
             rival = sentencepiece_model(kept, ours.vocab_size, given)
         except RuntimeError as error:  # more characters than the vocabulary has entries
-            yield Row(f"bytes/token, {name}", f"sentencepiece {setting}", note=f"can't be trained: {error}"[:120])
+            yield Row(
+                f"bytes/token, {name}", f"sentencepiece {setting}", note=f"can't be trained: {error}"[:120]
+            )
             continue
         for of, lines in tests.items():
             found = bytes_per_token(lines, rival.encode(list(lines)))
             best[of] = max(best[of], (found, setting))
-            what, rival_name = f"bytes/token, {name} (v = {ours.vocab_size}): {of}", f"sentencepiece {setting}"
+            what, rival_name = (
+                f"bytes/token, {name} (v = {ours.vocab_size}): {of}",
+                f"sentencepiece {setting}",
+            )
             yield Row(what, rival_name, own[of], found, unit="B/token", ratio=own[of] / found)
     for of, (found, setting) in best.items():
         target = ">= 1.05" if name != "zh+en+code" else ">= 1.03"

@@ -5,7 +5,6 @@
 #include <cmath>
 #include <limits>
 #include <mutex>
-#include <numeric>
 
 #include "parallel.h"
 #include "tokenize_encode.h"
@@ -179,33 +178,38 @@ double Trainer::instead_of(uint32_t id, std::vector<double>& best, std::vector<u
 void Trainer::prune(size_t target, Pruning pruning, int workers, const Interrupt& interrupt) {
     if (members_.size() <= target) return;
     const int64_t candidates = static_cast<int64_t>(members_.size()) - 256;
-    std::vector<std::vector<uint32_t>> parts(static_cast<size_t>(candidates));
+    constexpr int64_t GRAIN = 4096;
+    std::vector<std::vector<uint32_t>> parts(static_cast<size_t>(candidates / GRAIN + 1));  // of GRAIN candidates each
+    std::vector<uint32_t> first(static_cast<size_t>(candidates)), ways(static_cast<size_t>(candidates));
     std::vector<double> worth(all_.size(), std::numeric_limits<double>::infinity());
-    parallel_for(workers, candidates, 4096, [&](int64_t begin, int64_t end) {
+    parallel_for(workers, candidates, GRAIN, [&](int64_t begin, int64_t end) {
         std::vector<double> best;
         std::vector<uint32_t> last;
         for (int64_t k = begin; k < end; ++k) {
             if ((k & 0xFFF) == 0) interrupt.poll();
             const uint32_t id = members_[256 + k];
-            worth[id] = counts_[id] * (scores_[id] - instead_of(id, best, last, parts[k]));
+            std::vector<uint32_t>& some = parts[k / GRAIN];
+            first[k] = static_cast<uint32_t>(some.size());
+            worth[id] = counts_[id] * (scores_[id] - instead_of(id, best, last, some));
+            ways[k] = static_cast<uint32_t>(some.size()) - first[k];
         }
     });
     if (pruning == Pruning::compression) {
-        std::vector<int64_t> order(static_cast<size_t>(candidates));
-        std::iota(order.begin(), order.end(), 0);
-        std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-            return all_[members_[256 + a]].size > all_[members_[256 + b]].size;
-        });
+        std::vector<std::vector<uint32_t>> by_length(256);
+        for (int64_t k = 0; k < candidates; ++k)
+            by_length[all_[members_[256 + k]].size].push_back(static_cast<uint32_t>(k));
         std::vector<double> count = counts_, place(places_.begin(), places_.end());
-        for (int64_t k : order) {
-            const uint32_t id = members_[256 + k];
-            const double luck = place[id] > 1.0 ? 1.0 / place[id] : 1.0;
-            for (uint32_t part : parts[k]) {
-                count[part] += luck * count[id];
-                place[part] += std::min(1.0, place[id]);
+        for (size_t length = by_length.size(); length-- > 2;)
+            for (uint32_t k : by_length[length]) {
+                const uint32_t id = members_[256 + k];
+                const double luck = place[id] > 1.0 ? 1.0 / place[id] : 1.0;
+                const uint32_t* part = parts[k / GRAIN].data() + first[k];
+                for (uint32_t i = 0; i < ways[k]; ++i) {
+                    count[part[i]] += luck * count[id];
+                    place[part[i]] += std::min(1.0, place[id]);
+                }
+                worth[id] = (1.0 - luck) * count[id] * (ways[k] - 1.0) + 1e-3 * worth[id];
             }
-            worth[id] = (1.0 - luck) * count[id] * static_cast<double>(parts[k].size() - 1) + 1e-3 * worth[id];
-        }
     }
     std::nth_element(members_.begin() + 256, members_.begin() + static_cast<std::ptrdiff_t>(target), members_.end(),
                      [&](uint32_t a, uint32_t b) { return worth[a] != worth[b] ? worth[a] > worth[b] : a < b; });
