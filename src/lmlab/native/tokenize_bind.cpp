@@ -82,17 +82,21 @@ Strings to_strings(nb::bytes joined, Input<int64_t> offsets) {
 
 nb::bytes to_bytes(View view) { return nb::bytes(reinterpret_cast<const char*>(view.data), view.size); }
 
-// Python ints that are made once: half the time of making a list of ids is making its ints.
+// The ids as Python ints, all made at the first use and one after another: half the time of making a list of ids
+// is making its ints, and the ids that are used most lie close together.
 class Ints {
 public:
-    PyObject* get(uint32_t value) {  // a new reference
-        if (value >= made_.size()) made_.resize(std::max<size_t>(value + 1, 2 * made_.size()), nullptr);
-        PyObject*& made = made_[value];
-        if (!made && !(made = PyLong_FromUnsignedLong(value))) throw nb::python_error();
-        Py_INCREF(made);
-        return made;
+    explicit Ints(size_t count) : made_(count, nullptr) {}
+    // A function from an id to a new reference.
+    auto make() {
+        if (!made_.empty() && !made_.back())
+            for (size_t i = 0; i < made_.size(); ++i)
+                if (!made_[i] && !(made_[i] = PyLong_FromSize_t(i))) throw nb::python_error();
+        return [made = made_.data()](uint32_t id) {
+            Py_INCREF(made[id]);
+            return made[id];
+        };
     }
-    Ints() = default;
     Ints(const Ints&) = delete;
     Ints& operator=(const Ints&) = delete;
     ~Ints() {
@@ -103,11 +107,13 @@ private:
     std::vector<PyObject*> made_;
 };
 
-nb::object make_list(const uint32_t* ids, size_t count, Ints& ints) {
+// A list of ids; `make` gives a new reference to an int.
+template <class Make>
+nb::object make_list(const uint32_t* ids, size_t count, Make&& make) {
     nb::object list = nb::steal(PyList_New(static_cast<Py_ssize_t>(count)));
     if (!list.is_valid()) throw nb::python_error();
     for (size_t i = 0; i < count; ++i) {
-        PyObject* id = ints.get(ids[i]);
+        PyObject* id = make(ids[i]);
 #ifdef Py_LIMITED_API
         PyList_SetItem(list.ptr(), static_cast<Py_ssize_t>(i), id);
 #else
@@ -117,17 +123,26 @@ nb::object make_list(const uint32_t* ids, size_t count, Ints& ints) {
     return list;
 }
 
-nb::object to_lists(Input<uint32_t> ids, Input<int64_t> offsets) {
-    Ints ints;
+template <class Make>
+nb::object make_lists(Input<uint32_t> ids, Input<int64_t> offsets, Make&& make) {
     const size_t count = offsets.size() - 1;
     nb::object lists = nb::steal(PyList_New(static_cast<Py_ssize_t>(count)));
     if (!lists.is_valid()) throw nb::python_error();
     for (size_t i = 0; i < count; ++i) {
         const int64_t start = offsets.data()[i];
-        nb::object list = make_list(ids.data() + start, static_cast<size_t>(offsets.data()[i + 1] - start), ints);
+        nb::object list = make_list(ids.data() + start, static_cast<size_t>(offsets.data()[i + 1] - start), make);
         PyList_SetItem(lists.ptr(), static_cast<Py_ssize_t>(i), list.release().ptr());
     }
     return lists;
+}
+
+// Of ids that belong to no vocabulary that is known.
+nb::object to_lists(Input<uint32_t> ids, Input<int64_t> offsets) {
+    return make_lists(ids, offsets, [](uint32_t id) {
+        PyObject* made = PyLong_FromUnsignedLong(id);
+        if (!made) throw nb::python_error();
+        return made;
+    });
 }
 
 constexpr int64_t QUICK = 4096;  // bytes that take less time than giving the interpreter's lock away is worth
@@ -136,7 +151,10 @@ constexpr int64_t QUICK = 4096;  // bytes that take less time than giving the in
 class Core {
 public:
     Core(nb::bytes joined, Input<int64_t> offsets, Input<double> scores)
-        : vocabulary_(to_strings(joined, offsets), std::vector<double>(scores.data(), scores.data() + scores.size())) {}
+        : vocabulary_(to_strings(joined, offsets), std::vector<double>(scores.data(), scores.data() + scores.size())),
+          ints_(vocabulary_.scores.size()) {}
+
+    nb::object to_lists(Input<uint32_t> ids, Input<int64_t> offsets) { return make_lists(ids, offsets, ints_.make()); }
 
     nb::object encode(nb::object text) { return encode_one(text, Draw{}, 0); }
 
@@ -238,7 +256,7 @@ private:
             nb::gil_scoped_release release;
             lmlab::tokenize::encode(vocabulary_, view, draw, stream, scratch, ids);
         }
-        return make_list(ids.data(), ids.size(), ints_);
+        return make_list(ids.data(), ids.size(), ints_.make());
     }
 
     nb::tuple batch(nb::tuple texts, const Draw& draw, uint64_t stream, int threads) {
@@ -262,7 +280,7 @@ private:
 
     nb::list to_list(const Paths& paths) {
         nb::list list;
-        for (const auto& path : paths) list.append(make_list(path.data(), path.size(), ints_));
+        for (const auto& path : paths) list.append(make_list(path.data(), path.size(), ints_.make()));
         return list;
     }
 
@@ -417,6 +435,7 @@ void bind_tokenize(nb::module_& m) {
         .def("draw", &Core::draw)
         .def("encode_batch", &Core::encode_batch)
         .def("draw_batch", &Core::draw_batch)
+        .def("to_lists", &Core::to_lists)
         .def("decode", &Core::decode)
         .def("log_partition", &Core::log_partition)
         .def("marginals", &Core::marginals)

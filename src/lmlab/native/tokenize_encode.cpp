@@ -20,11 +20,11 @@ const int32_t* viterbi(const Unit* scores, View text, Scratch& scratch) {
         const double here = best[start];
         int32_t node = first_node(x[start]);
         for (int64_t end = start + 1;; ++end) {
-            const double score = here + scores[node].value;
-            if (score > best[end]) {
-                best[end] = score;
-                back[end] = node;
-            }
+            const double score = here + scores[node].value, old = best[end];
+            const int32_t old_node = back[end];
+            const bool better = score > old;  // no branch: it would be guessed wrong too often
+            best[end] = better ? score : old;
+            back[end] = better ? node : old_node;
             if (end == n) break;
             const int32_t next = scores[node].base + x[end];
             if (scores[next].check != node) break;

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, overload
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ class Encoded(Sequence[npt.NDArray[np.uint32]]):
 
     ids: npt.NDArray[np.uint32]
     offsets: npt.NDArray[np.int64]
+    _core: Any = field(default=None, repr=False)  # of the vocabulary: it has its ids as Python ints at hand
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -37,9 +38,13 @@ class Encoded(Sequence[npt.NDArray[np.uint32]]):
         index %= len(self)
         return self.ids[self.offsets[index] : self.offsets[index + 1]]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Encoded, (self.ids, self.offsets)
+
     def tolist(self) -> list[list[int]]:
         """The ids as Python lists, one a text."""
-        lists: list[list[int]] = native.to_lists(self.ids, self.offsets)
+        make = native.to_lists if self._core is None else self._core.to_lists
+        lists: list[list[int]] = make(self.ids, self.offsets)
         return lists
 
 
