@@ -38,6 +38,36 @@ def fused(
     return y, tuple(after)
 
 
+def run_states(
+    kind: str,
+    diagonal: bool,
+    state: Tensor,
+    u: Tensor,
+    reset: Tensor | None,
+    w_hh: Tensor,
+    b_hh: Tensor | None,
+) -> Tensor:
+    """Every state [b t n] from `state` [b n] and projections u [b t gates·n], outside the graph.
+
+    An LSTM's state is h and c side by side. reset: bool [b t].
+    """
+    b, t, width = u.shape
+    n = width // GATES[kind]
+    cut = None if reset is None else reset.reshape(-1).contiguous()
+    rows = Rows(b, torch.arange(t), t, cut=cut)
+    own = u.detach().reshape(b * t, width).contiguous()
+    y = own.new_empty(b * t, n)
+    parts = [part.detach().clone(memory_format=torch.contiguous_format) for part in state.split(n, -1)]
+    if kind != "LSTM":
+        _loop(kind, diagonal, rows, own, parts, w_hh, b_hh, y, False)
+        return y.view(b, t, n)
+    own = own.clone() if own.data_ptr() == u.data_ptr() else own  # gates are written over the projections
+    kept = _loop(kind, diagonal, rows, own, parts, w_hh, b_hh, y, True)
+    assert kept is not None and kept.extra is not None
+    i, f, g, _ = kept.gates.view(b, t, 4, n).unbind(2)
+    return torch.cat([y.view(b, t, n), f * kept.extra.view(b, t, n) + i * g], -1)
+
+
 @dataclass
 class _Kept:
     """What the loop leaves for its gradient: gates over the projections, and states before each step."""

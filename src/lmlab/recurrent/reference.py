@@ -111,8 +111,8 @@ def elk_sweep(step: Step, u: Tensor, h0: Tensor, old: Tensor, mu: float) -> Tens
         right += row.T @ c
     system += mu * torch.eye(steps * n, dtype=u.dtype)
     right += mu * old.flatten()
-    solved: Tensor = torch.linalg.solve(system, right)
-    return solved.view(steps, n)
+    solution: Tensor = torch.linalg.solve(system, right)
+    return solution.view(steps, n)
 
 
 def residual(step: Step, states: Tensor, u: Tensor, h0: Tensor) -> float:
