@@ -70,6 +70,19 @@ def test_gradients_are_those_of_the_formula(extension: Any, t: int, keys: int, h
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11 * float(theirs.abs().max()))
 
 
+@pytest.mark.parametrize("w", [1, 2, 36, 37, 38])
+def test_gradients_at_every_window(w: int) -> None:
+    inputs = [x.requires_grad_() for x in tensors(37, b=2, h=6, hk=2, d=9)]
+    weight = torch.randn(2, 6, 37, 9, generator=torch.Generator().manual_seed(w), dtype=torch.float64)
+    for method in [*bands(w), SelfExtend(w, 3) | LogN() | NTKAware()]:
+        call = {"rotary": ODD, "extension": method, "scale": 0.7}
+        got = torch.autograd.grad(attend(*inputs, **call), inputs, weight)
+        want = torch.autograd.grad(attend_reference(*inputs, **call), inputs, weight)
+        for ours, theirs in zip(got, want, strict=True):
+            bound = 1e-12 * max(1.0, float(theirs.abs().max()))
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=bound)
+
+
 @pytest.mark.parametrize("extension", [None, *bands(3)], ids=repr)
 def test_gradcheck(extension: Any) -> None:
     inputs = [x.requires_grad_() for x in tensors(9, h=1, hk=1, d=4)]
@@ -140,6 +153,23 @@ def test_within_the_trained_length_nothing_changes_bit_for_bit(extension: Any, d
         q, k, v = tensors(t, keys, h=4, dtype=dtype)
         call = {"rotary": PLAIN, "offset": keys - t}
         assert torch.equal(attend(q, k, v, **call, extension=extension), attend(q, k, v, **call))
+
+
+def test_half_types_stand_where_they_should_at_a_million() -> None:
+    """A bfloat16 query at position 10⁶: what it sees in the last keys and in the first ones."""
+    keys, dim, dtype = 1_000_001, 4, torch.bfloat16
+    draw = torch.Generator().manual_seed(0)
+    q = torch.randn(1, 1, 1, dim, generator=draw).to(dtype)
+    k, v = torch.zeros(2, 1, 1, keys, dim, dtype=dtype)
+    seen = torch.cat((torch.arange(6), torch.arange(keys - 6, keys)))
+    k[0, 0, seen] = 6 * torch.randn(12, dim, generator=draw).to(dtype)
+    v[0, 0, seen] = torch.randn(12, dim, generator=draw).to(dtype)
+    rotary = Rotary(dim, train_length=2048)
+    for extension in (NTKAware(500), ReRoPE(512) | LogN()):
+        call = {"rotary": rotary, "extension": extension}
+        got = attend(q, k, v, **call, offset=keys - 1)
+        want = attend_reference(q, k, v, **call)
+        torch.testing.assert_close(got.double(), want, rtol=0, atol=0.05)
 
 
 def test_later_tokens_do_not_touch_earlier_rows() -> None:

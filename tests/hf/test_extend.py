@@ -10,7 +10,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from lmlab.hf import as_model, extend, restore, rotary_of
+from lmlab.attention import parts
+from lmlab.hf import as_model, backend, extend, restore, rotary_of
 from lmlab.rope import (
     DCA,
     DynamicNTK,
@@ -21,8 +22,10 @@ from lmlab.rope import (
     Rotary,
     Window,
     YaRN,
+    frequencies,
 )
 from lmlab.rope.reference import attend_reference
+from lmlab.rope.rotary import turn
 
 T0 = 32
 # transformers 5.2x renames the argument
@@ -101,6 +104,18 @@ def test_as_trained_it_gives_the_model_s_own_logits_and_comes_back_bit_for_bit(m
     assert torch.equal(logits(restore(model), ids), before)
     for name, x in (*model.named_parameters(), *model.named_buffers()):
         assert torch.equal(x, weights[name])
+
+
+def test_a_second_extend_replaces_the_first(model: Any) -> None:
+    ids = tokens(2, 50)
+    before = logits(model, ids)
+    extend(model, ReRoPE(8) | LogN())
+    only = logits(model, ids)
+    extend(model, NTKAware(4), length=60)
+    assert not torch.equal(logits(model, ids), only)
+    extend(extend(model, DCA(16, 4)), ReRoPE(8) | LogN())
+    assert torch.equal(logits(model, ids), only)
+    assert torch.equal(logits(restore(model), ids), before)  # one restore takes all of them back
 
 
 def test_generation_with_the_cache_is_generation_without(model: Any) -> None:
@@ -389,6 +404,30 @@ def test_what_is_refused_and_leaves_the_model_alone() -> None:
         extend(model, [ReRoPE(8), Window(4)])
     assert torch.equal(logits(model, ids), kept)
     assert math.isfinite(float(kept.sum()))
+
+
+def test_half_precision_models_turn_by_exact_angles(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cosines that reach a bfloat16 model's keys at position 10⁶, against float64."""
+    made: list[tuple[Tensor, Tensor]] = []
+
+    def watched(x: Tensor, cos: Tensor, sin: Tensor, **options: Any) -> Tensor:
+        made.append((cos, sin))
+        return turn(x, cos, sin, **options)
+
+    monkeypatch.setattr(parts, "turn", watched)
+    extend(model.to(torch.bfloat16), YaRN(4))
+    rotary = rotary_of(model)
+    theta = frequencies(rotary, YaRN(4))[0]
+    module = next(m for m in model.modules() if backend.SETTING in m.__dict__)
+    keys, heads, dim = 1_000_001, 2, rotary.dim + rotary.dim % 4
+    q = torch.ones(1, heads, 1, dim, dtype=torch.bfloat16)
+    k = torch.ones(1, 1, keys, dim, dtype=torch.bfloat16)
+    backend.attention(module, q, k, k, None)
+    angles = theta * (keys - 1)
+    assert {cos.shape[0] for cos, _ in made} == {1, keys}
+    for cos, sin in made:
+        assert (cos[-1] - angles.cos()).abs().max() <= 1e-6
+        assert (sin[-1] - angles.sin()).abs().max() <= 1e-6
 
 
 def test_half_precision_models_are_read_the_same_way() -> None:

@@ -203,6 +203,18 @@ def test_positions_of_a_million_are_exact_in_float32() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_half_type_gets_angles_as_exact(dtype: torch.dtype) -> None:
+    at = torch.arange(1_000_000 - 8, 1_000_000 + 8)
+    for method in (None, NTKAware(500), YaRN(500)):
+        theta = frequencies(Rotary(64), method)[0]
+        cos, sin = rotary_file.tables(at, theta, torch.empty(0, dtype=dtype))
+        angles = at[:, None].double() * theta
+        assert cos.dtype == sin.dtype == torch.float32
+        assert (cos - angles.cos()).abs().max() <= 2e-7
+        assert (sin - angles.sin()).abs().max() <= 2e-7
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_types_are_turned_in_float32(dtype: torch.dtype) -> None:
     x = torch.randn(1, 2, 6, 8).to(dtype)
     theta = frequencies(Rotary(8))[0]
