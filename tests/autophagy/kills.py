@@ -1,12 +1,14 @@
 """A study in a process of its own, killed at a random moment, and what must be true of its files afterwards.
 
-`python kills.py OUT WORKERS BACKEND` runs the study; it says "ready" before the first job and then its digest.
+`python kills.py OUT WORKERS BACKEND FITS` runs the study; it says "ready" before the first job and then its
+digest. Each generation that is begun adds a byte to the file FITS.
 """
 
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -20,11 +22,15 @@ SEEDS = 2
 
 
 class Counted(NGram):
-    """Writes one byte to the file $FITS when it begins a generation."""
+    """Writes one byte to a file when it begins a generation. The class, not an object, knows which: a run's
+    settings don't hold it, and a worker is sent the class with it."""
+
+    fits = None
 
     def fit(self, data, weights, rng):
-        with Path(os.environ["FITS"]).open("ab") as file:
-            file.write(b".")
+        if self.fits is not None:
+            with Path(self.fits).open("ab") as file:
+                file.write(b".")
         return super().fit(data, weights, rng)
 
 
@@ -40,10 +46,12 @@ class Study:
 
     def __init__(self, out, workers, backend):
         self.out, self.workers = out, workers
-        Path(os.environ["FITS"]).write_bytes(b"")
+        self.fits = Path(
+            tempfile.mkstemp(dir=Path(out).parent)[1]
+        )  # workers of an earlier one may live on a little
         self.before = self.files()
         self.process = subprocess.Popen(
-            [sys.executable, __file__, str(out), str(workers), backend],
+            [sys.executable, __file__, str(out), str(workers), backend, str(self.fits)],
             stdout=subprocess.PIPE, text=True, start_new_session=True,
             env=os.environ | {"JOBLIB_TEMP_FOLDER": str(Path(out).parent)},
         )  # fmt: skip
@@ -68,7 +76,7 @@ class Study:
             send(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.process.stdout.close()
-        begun = len(Path(os.environ["FITS"]).read_bytes())  # before the files: a worker may live on a little
+        begun = len(self.fits.read_bytes())  # read before the files are counted
         made = self.files() - self.before
         assert begun <= made + min(self.workers, SEEDS), "more than the generation at work was lost"
         if (Path(self.out) / "run.json").exists():
@@ -110,6 +118,6 @@ def campaign(folder, kills, workers, backend, seed=0):
 
 
 if __name__ == "__main__":
-    out, workers, backend = sys.argv[1:]
+    out, workers, backend, Counted.fits = sys.argv[1:]
     print("ready", flush=True)
     print(study(out, int(workers), backend).digest)

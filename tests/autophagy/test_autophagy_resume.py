@@ -105,8 +105,7 @@ def test_kills_at_random_moments_change_nothing(tmp_path, whole, workers, backen
             equal(go(out), whole)
 
 
-def test_a_killed_program_with_two_processes_is_resumed(tmp_path, monkeypatch):
-    monkeypatch.setenv("FITS", str(tmp_path / "fits"))
+def test_a_killed_program_with_two_processes_is_resumed(tmp_path):
     assert campaign(tmp_path, 2, 2, "loky", seed=4)[0] == 2
 
 

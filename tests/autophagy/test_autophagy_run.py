@@ -307,6 +307,29 @@ def test_sweep_is_its_runs(tmp_path):
         assert (History.read(tmp_path / f"{name}-{bias:g}").values == history.values).all()
 
 
+def test_arms_of_a_sweep_train_once_on_the_same_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr("lmlab.autophagy.job._WORTH_KEEPING", -1.0)
+    fits = []
+
+    class Counted(Gaussian):
+        def fit(self, data, weights, rng):
+            fits.append(data)
+            return super().fit(data, weights, rng)
+
+    loops = {
+        "a": Synthetic(6, 8),
+        "b": Fresh(8, 4),
+        "c": RealOnly(Fresh(8, 4)),
+        "d": Weighted(Fresh(8, 4), 0.7),
+    }
+    call = CALL | {"generations": 3, "seeds": 2}
+    found = sweep(loops, Counted(), biases=(1.0, 0.5), out=tmp_path, **call)
+    # A seed: one at t = 1; then two each of three loops at two biases, and two of a control that has no bias.
+    assert len(fits) == 2 * (1 + 3 * 2 * 2 + 2) == len(list((tmp_path / "fits").iterdir()))
+    for (name, bias), history in found.items():
+        assert history.digest == run(loops[name], Counted(), bias=bias, **call).digest
+
+
 # ---------------------------------------------------------------- filters
 class Dice:
     """Rows [n 1] of ids by their shares; fitted by counting."""

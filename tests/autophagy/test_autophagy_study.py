@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,3 +110,47 @@ def test_metrics_that_do_not_fit_the_generator_are_refused_before_any_work():
     ):
         with pytest.raises(error, match=re.escape(text)):
             check(AutophagyOptions(generator=generator, metrics=metrics))
+
+
+def test_arms_say_each_seed_and_show_what_their_models_make():
+    options = AutophagyOptions(
+        generator="ngram", loops=("synthetic",), control=False, generations=3, seeds=2, bias=(0.7,), n_real=20,
+        n_synth=10, row_length=16, metrics=("distinct_4",),
+    )  # fmt: skip
+    found = plain(study(options, TEXT, HELD_OUT))
+    arm = found["arms"][0]
+    assert np.shape(arm["metrics"]["distinct_4"]["values"]) == (2, 3)
+    assert np.mean(arm["metrics"]["distinct_4"]["values"], axis=0).tolist() == pytest.approx(
+        arm["metrics"]["distinct_4"]["mean"]
+    )
+    assert [told["generation"] for told in arm["samples"]] == [1, 2, 3] and arm["modes"] is None
+    assert all(len(text) == 16 for told in arm["samples"] for text in told["rows"])
+    assert found["real"]["kind"] == "text" and found["real"]["rows"][0] == HELD_OUT[0][:16]
+    encoded = study(options, TEXT, HELD_OUT, encode=lambda text: [300 + b for b in text.encode()])
+    assert encoded["real"] is None and encoded["arms"][0]["samples"] == []
+
+
+def test_a_gaussian_brings_its_maps_and_a_mixture_its_modes(monkeypatch):
+    monkeypatch.setattr("lmlab.autophagy.study.MAPS", ((1, 50, (10, 100)), (3, 5, (50, 100, 200))))
+    options = AutophagyOptions(
+        generator="gaussian", loops=("fresh",), control=False, generations=1, seeds=1, bias=(1.0, 0.5), n_real=20,
+        metrics=("frechet",),
+    )  # fmt: skip
+    found = plain(study(options, TEXT, HELD_OUT))
+    assert [(p["bias"], p["d"], np.shape(p["ratio"])) for p in found["phase"]] == [
+        (1.0, 1, (2, 2)), (1.0, 3, (3, 3)), (0.5, 1, (2, 2)), (0.5, 3, (3, 3)),
+    ]  # fmt: skip
+    assert [m["bias"] for m in found["memory"]] == [1.0, 0.5] and found["real"] is None
+    found = plain(study(replace(options, generator="mixture", n_real=100, bias=(0.8,)), TEXT, HELD_OUT))
+    arm = found["arms"][0]
+    assert 1 <= arm["modes"]["left"][0] <= 25 and 0 < arm["modes"]["variance"][0] < 0.01
+    assert np.shape(arm["samples"][0]["rows"]) == (250, 2) and np.shape(found["real"]["rows"]) == (100, 2)
+    assert "phase" not in found
+
+
+def test_modes_are_counted_as_they_stand():
+    law = figures.grid_law()
+    rows = np.concatenate([law.means[:3] + 0.1, law.means[:2] - 0.1, [[9.0, 9.0]]])
+    left, spread = figures.count_modes(rows)
+    assert left == 3 and spread == pytest.approx(0.01)  # two of the modes have two rows
+    assert math.isnan(figures.count_modes(law.means)[1])

@@ -10,11 +10,6 @@ pytestmark = [pytest.mark.campaign, pytest.mark.timeout(3600)]
 KILLS = 100
 
 
-@pytest.fixture(autouse=True)
-def _fits(tmp_path, monkeypatch):
-    monkeypatch.setenv("FITS", str(tmp_path / "fits"))
-
-
 @pytest.mark.parametrize(("workers", "backend"), [(1, "loky"), (2, "loky"), (2, "threading")])
 def test_a_hundred_kills(tmp_path, workers, backend):
     hits, resumed = campaign(tmp_path, KILLS, workers, backend)

@@ -103,6 +103,22 @@ def grid_law() -> FittedMixture:
     return FittedMixture(GaussianMixture(GRID**2), np.full(GRID**2, 1 / GRID**2), means, covs)
 
 
+def count_modes(rows: np.ndarray) -> tuple[float, float]:
+    """Of rows [n 2]: how many modes of `grid_law` are left, and the mean variance within a mode.
+
+    A row belongs to the nearest mode; a mode is left while it has a row within 0.5 of it, half of the grid's
+    step. nan: no mode has two rows.
+    """
+    means = grid_law().means
+    offset = rows[:, None, :] - means
+    squares = (offset**2).sum(axis=2)
+    mode = squares.argmin(axis=1)
+    near = squares[np.arange(mode.size), mode] < 0.25
+    offset = offset[np.arange(mode.size), mode]
+    spread = [offset[mode == m].var(axis=0).mean() for m in np.unique(mode) if (mode == m).sum() > 1]
+    return float(np.unique(mode[near]).size), float(np.mean(spread)) if spread else float("nan")
+
+
 def modes(
     loop: Loop,
     *,
@@ -112,31 +128,16 @@ def modes(
     n: int = 500,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """A 25-mode mixture in a loop: how many modes are left, their mean variance, and points to scatter.
-
-    A point belongs to the nearest mode of the real law; a mode is left while it has a point within 0.5 of it
-    (half of the grid's step). Needs scikit-learn.
-    """
+    """A 25-mode mixture in a loop: `count_modes` by generation, and points to scatter. Needs scikit-learn."""
     law, points = grid_law(), {}
 
-    def nearest(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-        offset = sample.synthetic[:, None, :] - law.means
-        mode = (offset**2).sum(axis=2).argmin(axis=1)
-        return mode, offset[np.arange(mode.size), mode]
-
     def left(sample: Sample) -> float:
-        mode, offset = nearest(sample)
         points[sample.generation] = sample.synthetic.tolist()
-        return float(np.unique(mode[(offset**2).sum(axis=1) < 0.25]).size)
-
-    def spread(sample: Sample) -> float:
-        mode, offset = nearest(sample)
-        found = [offset[mode == m].var(axis=0).mean() for m in np.unique(mode) if (mode == m).sum() > 1]
-        return float(np.mean(found)) if found else float("nan")
+        return count_modes(sample.synthetic)[0]
 
     history = run(
         loop, GaussianMixture(GRID**2), law, generations=generations, bias=bias, seeds=[seed], n_eval=n,
-        metrics={"left": left, "spread": spread}, held_out=law.means,
+        metrics={"left": left, "spread": lambda sample: count_modes(sample.synthetic)[1]}, held_out=law.means,
     )  # fmt: skip
     return {
         "generations": list(range(1, generations + 1)),

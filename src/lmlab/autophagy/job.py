@@ -22,6 +22,7 @@ from lmlab.autophagy.metrics.named import Sample, resolve
 from lmlab.autophagy.random import rng_for
 
 SetName = tuple[int, int]  # (born, model)
+_WORTH_KEEPING = 0.1  # seconds of training; the file of a model costs some milliseconds
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Arm:
     n_eval: int | None
     out: Path | None
     threads: int
+    fits: Path | None = None  # where the arms of a sweep keep models for each other
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class _Job:
     def generation(self, t: int) -> store.Record:
         arm, plan = self.arm, self.arm.plans[t - 1]
         rows, weights, origin = self.assemble(t, plan)
-        model = arm.generator.fit(rows, weights, rng_for(self.seed, t, "fit"))
+        model = self.fit(t, rows, weights)
         values = []
         if self.metrics:
             assert arm.held_out is not None
@@ -120,6 +122,24 @@ class _Job:
         self.models[t] = model
         self.forget(t)
         return store.record(arrays)
+
+    def fit(self, t: int, rows: np.ndarray, weights: np.ndarray | None) -> Generator:
+        """The model of D_t; that of another arm where it was trained on the same rows with the same draws.
+
+        All arms of a seed agree at t = 1, and controls at every bias: they differ in what is sampled only.
+        """
+        generator, rng = self.arm.generator, rng_for(self.seed, t, "fit")
+        if self.arm.fits is None:
+            return generator.fit(rows, weights, rng)
+        path = store.fit_path(self.arm.fits, generator, rows, weights, self.seed, t)
+        state = store.read_arrays(path)
+        if state is not None:
+            return generator.load(state)
+        begin = time.perf_counter()
+        model = generator.fit(rows, weights, rng)
+        if time.perf_counter() - begin > _WORTH_KEEPING:
+            store.write_arrays(path, model.state())
+        return model
 
     def forget(self, t: int) -> None:
         """Drop sets that no later generation names, and models that make no later set."""

@@ -83,13 +83,15 @@ def sweep(
 ) -> dict[tuple[str, float], History]:
     """`run` for every loop and bias; all jobs (loop, bias, seed) share the workers.
 
-    With `out` each arm has the directory `out/NAME-BIAS`.
+    With `out` each arm has the directory `out/NAME-BIAS`, and `out/fits` (safe to delete) keeps models that
+    were long in training: arms that train on the same rows at the same place of one seed train once.
     """
     names = [(name, float(bias)) for name in loops for bias in biases]
     arms = [
         _arm(
             loops[name], generator, data, generations, metrics, bias, filters, held_out, n_eval,
             None if out is None else Path(out) / f"{name}-{bias:g}", threads,
+            None if out is None else Path(out) / "fits",
         )
         for name, bias in names
     ]  # fmt: skip
@@ -120,6 +122,7 @@ def _arm(
     n_eval: int | None,
     out: str | Path | None,
     threads: int,
+    fits: Path | None = None,
 ) -> Arm:
     bias = check_bias(bias)
     plans = tuple(schedule(loop, whole("generations", generations, 1)))
@@ -142,7 +145,7 @@ def _arm(
         loop, plans, generator, data, pool, last_use, metrics, bias, tuple(filters),
         held_out,
         None if n_eval is None else whole("n_eval", n_eval, 1),
-        None if out is None else Path(out), whole("threads", threads, 1),
+        None if out is None else Path(out), whole("threads", threads, 1), fits,
     )  # fmt: skip
 
 

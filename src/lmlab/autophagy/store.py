@@ -139,6 +139,14 @@ def set_path(out: Path, seed: int, born: int, model: int) -> Path:
     return out / "sets" / f"seed-{seed}" / f"born-{born:04d}-model-{model:04d}.npz"
 
 
+def fit_path(
+    fits: Path, generator: Any, rows: np.ndarray, weights: np.ndarray | None, seed: int, generation: int
+) -> Path:
+    """The file of the model that `generator` becomes on these rows, by all that decides it."""
+    made_of = {"generator": plain(generator), "rows": plain(rows), "weights": plain(weights), "seed": seed}
+    return fits / f"{digest_of(made_of | {'generation': generation})}.npz"
+
+
 # ---------------------------------------------------------------- one file
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lmlab.autophagy import figures
+from lmlab.autophagy import figures, shown
 from lmlab.autophagy.filters import BestOf, Filter
 from lmlab.autophagy.generators.decoder import DecoderLM
 from lmlab.autophagy.generators.diffusion import Diffusion
@@ -41,6 +42,12 @@ if TYPE_CHECKING:
     from lmlab.model import DecoderConfig
     from lmlab.train import TrainConfig
 
+# The maps of a gaussian: d, trials, and the numbers of rows. Below n = 2d the distance isn't that of first order.
+MAPS = (
+    (1, 20_000, (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)),
+    (100, 4, (200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000)),
+)
+
 
 def study(
     options: AutophagyOptions,
@@ -54,16 +61,28 @@ def study(
     workers: int = 1,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """`{"arms": [...], "collapse": {...}}` for the report; every number is finite or None.
+    """`{"arms": [...], "collapse": {...}, "real": …}` for the report; every number is finite or None.
+
+    Of a gaussian also "phase" and "memory", a list with one of each bias (`figures.phase`, `figures.memory`).
+    real: held-out rows beside which the arms' samples are shown (`shown.samples`).
 
     train, held_out: documents. encode: text to ids for ngram (None: its UTF-8 bytes) and for a decoder that
     was given. decoder: the template that generator = "decoder" trains; None: `byte_decoder(options)`.
     """
     generator, data, real = material(options, train, held_out, seed=seed, encode=encode, decoder=decoder)
-    return {
+    found: dict[str, Any] = {
         "arms": arms(options, generator, data, real, seed=seed, out=out, workers=workers, progress=progress),
         "collapse": figures.collapse(seed=seed),
+        "real": shown.rows_of(options.generator, real),
     }
+    if options.generator == "gaussian":
+        found["phase"] = [
+            figures.phase(rows, rows, bias=bias, d=d, trials=trials, seed=seed)
+            for bias in options.bias
+            for d, trials, rows in MAPS
+        ]
+        found["memory"] = [figures.memory(bias=bias, seed=seed) for bias in options.bias]
+    return found
 
 
 def arms(
@@ -77,7 +96,15 @@ def arms(
     workers: int = 1,
     progress: bool = False,
 ) -> list[dict[str, Any]]:
-    """Every loop of the options with every bias, each with its control beside it."""
+    """Every loop of the options with every bias, each with its control beside it.
+
+    All are measured on n_real rows, whatever they were trained on: diversity depends on how many one takes.
+    """
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="lmlab-loops-") as folder:
+            return arms(
+                options, generator, data, held_out, seed=seed, out=folder, workers=workers, progress=progress
+            )
     loops: dict[str, Loop] = {name: loop_of(name, options) for name in options.loops}
     if options.control:
         loops |= {f"{name}-control": RealOnly(loop) for name, loop in loops.items()}
@@ -85,7 +112,7 @@ def arms(
     histories = sweep(
         loops, generator, data, biases=options.bias, generations=options.generations,
         seeds=range(seed, seed + options.seeds), metrics=options.metrics, held_out=held_out, filters=filters,
-        out=out, workers=workers, progress=progress,
+        n_eval=options.n_real, out=out, workers=workers, progress=progress,
     )  # fmt: skip
     return [_arm(name, bias, options, history) for (name, bias), history in histories.items()]
 
@@ -98,9 +125,15 @@ def _arm(name: str, bias: float, options: AutophagyOptions, history: History) ->
         "generations": list(range(1, options.generations + 1)),
         "seeds": options.seeds,
         "metrics": {
-            metric: {"mean": _finite(history.mean(metric)), "sem": _finite(history.sem(metric))}
+            metric: {
+                "mean": _finite(history.mean(metric)),
+                "sem": _finite(history.sem(metric)),
+                "values": [_finite(values) for values in history[metric]],
+            }
             for metric in history.metrics
         },
+        "samples": shown.samples(options.generator, history, bias),
+        "modes": shown.modes(options.generator, history, bias),
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain, zip_longest
 from typing import Any
 
+from lmlab.lab.report import against, generations, plateau
 from lmlab.lab.report.chart import HALF, Colour, Series, line_chart
 from lmlab.lab.report.figure import Figure, Panel, Section, Table
 from lmlab.lab.report.read import RunFiles, Stage, array, get, mapping, objects
@@ -89,9 +90,17 @@ def section(run: RunFiles) -> Section:
     for i, stage in enumerate(stages):
         suffix = f"-{i + 1}" if len(stages) > 1 else ""
         of = f" ({stage.variant})" if len(stages) > 1 else ""
+        arms = objects(stage.result.get("arms"))
+        labels = _labels(arms)
+        metrics = list(dict.fromkeys(m for arm in arms for m in mapping(arm.get("metrics"))))
         found = [
-            _loops(objects(stage.result.get("arms")), suffix, of),
-            _path(objects(stage.result.get("arms")), suffix, of),
+            _loops(arms, suffix, of),
+            against.figure(arms, metrics, [name for name, _, _ in labels], suffix, of),
+            _path(arms, suffix, of),
+            generations.modes(arms, labels, suffix, of),
+            generations.figure(arms, labels, mapping(stage.result.get("real")), suffix, of),
+            plateau.phase_map(objects(stage.result.get("phase")), suffix, of),
+            plateau.memory(objects(stage.result.get("memory")), suffix, of),
             _collapse(mapping(stage.result.get("collapse")), suffix, of),
         ]
         figures += [f for f in found if f]
