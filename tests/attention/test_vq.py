@@ -324,35 +324,107 @@ def test_token_by_token_is_the_whole(shape: dict[str, Any], cut: int, dtype: tor
     assert state.position == t
 
 
-@settings(max_examples=60, deadline=None)
-@given(shape=shapes, block=st.sampled_from([2, 5, 8, 64]))
-def test_the_torch_sweep_equals_the_native_one(shape: dict[str, Any], block: int) -> None:
-    """What runs on other devices gives the same output, log-sum-exp, state and kept states."""
-    from lmlab.attention.vq import sweep
+@settings(max_examples=40, deadline=None)
+@given(shape=shapes, block=st.sampled_from([3, 8, 64]), hears=st.integers(0, 2), strict=st.booleans())
+def test_the_torch_sweep_equals_the_native_one(
+    shape: dict[str, Any], block: int, hears: int, strict: bool
+) -> None:
+    """What runs on other devices gives the same output, log-sum-exp, state and gradients."""
+    from lmlab.attention.vq import kernel, keys, sweep
 
     case = Case(
         **shape
         | {"causal": True, "position": shape["position"].replace("both", "bias").replace("rotary", "bias")}
     )
     b, h, t, d = case.q.shape
-    g = case.v.shape[1]
-    recent = 3
+    g, s, e = case.v.shape[1], case.codebook.shape[1], case.v.shape[-1]
+    recent, seed = 3, shape["seed"]
     bias = case.options.get("bias")
+    picks = torch.randint(-1, s, (b, g, recent), generator=torch.Generator().manual_seed(seed))
     inputs = sweep.Inputs(
         case.q.view(b, g, h // g, t, d),
         None,
         None,
-        torch.cat([case.v.new_zeros(b, g, recent, case.v.shape[-1]), case.v], 2),
-        torch.cat([case.codes.new_full((b, g, recent), -1), case.codes], 2),
+        torch.cat([normal(b, g, recent, e, seed=seed + 7), case.v], 2),
+        torch.cat([picks, case.codes], 2),
         case.codebook,
         None if bias is None else bias[:, :4].reshape(g, h // g, -1),
+        0.7,
     )
-    plan = sweep.Plan(block, 1 if bias is None else min(4, bias.shape[1]), recent)
+    plan = sweep.Plan(block, 1 if bias is None else min(4, bias.shape[1]), recent, strict)
+    start = sweep.Far(
+        torch.randint(0, 3, (b, g, s), generator=torch.Generator().manual_seed(seed)).double(),
+        normal(b, g, s, e, seed=seed + 8),
+    )
     both = []
-    for run in (sweep.forward, sweep.forward_torch):
-        far = sweep.Far.empty(inputs)
-        out, lse, kept = run(plan, inputs, far, True)
-        both.append([out, lse, far.count, far.mean, *(x for f in kept for x in (f.count, f.mean))])
-    assert len(both[0]) == len(both[1])
+    for run in (sweep.forward, kernel.forward):
+        far = start.clone()
+        out, lse = run(plan, inputs, far)
+        both.append([out, lse, far.count, far.mean])
     for ours, theirs in zip(*both, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-12)
+
+    grad = normal(b, g, h // g, t, e, seed=seed + 9)
+    rows = (lse, grad, (out * grad).sum(-1))
+    slow = sweep.backward(plan, inputs, start, *rows, keys=True, codebook=True)
+    limits = ((0, t, 0), (0, block, recent), (5, 4, 4))[hears]
+    fast = kernel.backward(plan, inputs, start, *rows, hears=limits, codebook=True)
+    assert slow.k is not None and slow.codebook is not None and fast.k is not None
+    d_k = slow.k[:, :, recent:]
+    if hears == 1:
+        keys.far_part(fast.k, plan, inputs, *rows)
+    elif hears == 2:
+        d_k, _ = keys.by_pairs(plan, inputs, *rows, first=5, reach=4, blocks=2)
+    wanted = [slow.q, d_k, slow.v[:, :, recent:], slow.codebook, slow.bias]
+    for ours, theirs in zip([fast.q, fast.k, fast.v, fast.codebook, fast.bias], wanted, strict=True):
+        assert (ours is None) == (theirs is None)
+        assert ours is None or theirs is None or (ours - theirs).abs().max() < 1e-11
+
+
+@pytest.mark.parametrize(
+    ("g", "m", "t", "s", "d", "e", "w", "key_grad"),
+    [
+        (1, 1, 701, 33, 16, 24, 0, "all"),
+        (2, 3, 390, 20, 8, 5, 150, "all"),
+        (1, 2, 530, 300, 6, 17, 40, "local"),
+        (1, 20, 140, 7, 4, 8, 9, "local"),
+        (1, 1, 640, 3, 2, 1, 0, "all"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_gradients_of_long_sequences(
+    g: int, m: int, t: int, s: int, d: int, e: int, w: int, key_grad: str, dtype: torch.dtype
+) -> None:
+    """Several tiles, chunks of keys, segments of time and blocks, against autograd of the whole matrix."""
+    case = Case(
+        seed=31, b=2, g=g, m=m, t=t, s=s, d=d, e=e, w=w, position="bias" if w else "none", masked=True
+    )
+    weight = normal(2, g * m, t, e, seed=32)
+    leaves = {name: getattr(case, name).clone().requires_grad_() for name in ("q", "k", "v", "codebook")}
+    leaves |= {name: x.clone().requires_grad_() for name, x in case.options.items() if name == "bias"}
+
+    k_hat = leaves["codebook"][torch.arange(g)[:, None], case.codes]
+    free = torch.zeros_like(k_hat).requires_grad_()
+    logits = (leaves["q"] @ (k_hat + free).repeat_interleave(m, 1).mT) * d**-0.5
+    distance = torch.arange(t)[:, None] - torch.arange(t)
+    heard = torch.arange(t)[:, None] // 128 - torch.arange(t) // 128 < 2
+    if key_grad == "local":  # the same numbers, whose far pairs send nothing to `free`
+        deaf = (leaves["q"] @ k_hat.repeat_interleave(m, 1).mT) * d**-0.5
+        logits = torch.where(heard, logits, deaf)
+    if w:
+        logits = logits + torch.where(distance < w, leaves["bias"][:, distance.clamp(0, w - 1)], 0.0)
+    hidden = (distance < 0) | ~case.options["key_mask"][:, None, None]
+    p = logits.masked_fill(hidden, -torch.inf).softmax(-1).nan_to_num(0.0)
+    out = p @ leaves["v"].repeat_interleave(m, 1)
+    named = {"q": leaves["q"], "k": free, "v": leaves["v"], "codebook": leaves["codebook"]}
+    named |= {"bias": leaves["bias"]} if w else {}
+    wanted = torch.autograd.grad((out * weight).sum(), list(named.values()))
+
+    ours = {name: x.detach().to(dtype).requires_grad_() for name, x in leaves.items()}
+    mask = case.options["key_mask"]
+    got_out = vq_attention(**ours, key_mask=mask, codes=case.codes, key_grad=key_grad)  # type: ignore[arg-type]
+    assert isinstance(got_out, Tensor)
+    tolerance = 1e-10 if dtype == torch.float64 else 2e-4
+    got = torch.autograd.grad((got_out * weight.to(dtype)).sum(), [ours[name] for name in named])
+    for name, mine, right in zip(named, got, wanted, strict=True):
+        assert (mine.double() - right).abs().max() < tolerance * max(1.0, float(right.abs().max())), name

@@ -2,78 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <vector>
 
-#include "dispatch.h"
+#include "attention_vq_tile.h"
 #include "parallel.h"
-#include "simd.h"
 
 namespace lmlab::attention {
 namespace {
-
-using namespace lmlab::simd;
-
-constexpr int64_t kRows = 16;  // query rows a tile: the codebook and the means are read once for all of them
-
-// The codes of one head with a code in each vector lane, [s/lanes][d][lanes], and half their squared norms.
-template <class T>
-struct Packed {
-    static constexpr int64_t lanes = Lanes<T>::count;
-    int64_t vectors = 0;
-    std::vector<T> codes, half;
-
-    void pack(const T* codebook, int64_t s, int64_t d) {
-        vectors = (s + lanes - 1) / lanes;
-        codes.assign(static_cast<size_t>(vectors * d * lanes), T(0));
-        half.assign(static_cast<size_t>(vectors * lanes), std::numeric_limits<T>::infinity());
-        for (int64_t c = 0; c < s; ++c) {
-            T* to = codes.data() + (c / lanes) * d * lanes + c % lanes;
-            T norm = 0;
-            for (int64_t x = 0; x < d; ++x) {
-                to[x * lanes] = codebook[c * d + x];
-                norm += codebook[c * d + x] * codebook[c * d + x];
-            }
-            half[static_cast<size_t>(c)] = norm / 2;
-        }
-    }
-};
-
-// Products of R rows with two vectors of codes: each lane sums over d in the same order, so equal codes give
-// equal results to the last bit.
-template <class T, int R, class V = typename Lanes<T>::vector>
-LMLAB_INLINE void products(const T* const* rows, const T* a, const T* b, int64_t d, V (&left)[R], V (&right)[R]) {
-    constexpr int64_t lanes = Lanes<T>::count;
-    for (int i = 0; i < R; ++i) left[i] = right[i] = V{};
-    for (int64_t x = 0; x < d; ++x) {
-        const V va = load(a + x * lanes), vb = load(b + x * lanes);
-        for (int i = 0; i < R; ++i) {
-            const T one = rows[i][x];
-            left[i] += va * one;
-            right[i] += vb * one;
-        }
-    }
-}
-
-// Scores of up to 4 rows on all codes: store(i, vector index, products).
-template <class T, class Store>
-LMLAB_INLINE void rows_by_codes(const T* const* rows, int64_t count, const Packed<T>& packed, int64_t d, Store&& store) {
-    using V = typename Lanes<T>::vector;
-    constexpr int64_t lanes = Lanes<T>::count;
-    const T* four[4];
-    for (int64_t i = 0; i < 4; ++i) four[i] = rows[std::min(i, count - 1)];
-    for (int64_t vec = 0; vec < packed.vectors; vec += 2) {
-        const T* a = packed.codes.data() + vec * d * lanes;
-        const T* b = vec + 1 < packed.vectors ? a + d * lanes : a;
-        V left[4], right[4];
-        products<T, 4>(four, a, b, d, left, right);
-        for (int64_t i = 0; i < count; ++i) {
-            store(i, vec, left[i]);
-            if (vec + 1 < packed.vectors) store(i, vec + 1, right[i]);
-        }
-    }
-}
 
 template <class T>
 LMLAB_INLINE void assign_keys(const T* keys, int64_t begin, int64_t end, int64_t d, const Packed<T>& packed, int64_t* codes) {
@@ -108,114 +44,6 @@ LMLAB_INLINE void assign_keys(const T* keys, int64_t begin, int64_t end, int64_t
     }
 }
 
-
-// The sum of all lanes, by halves.
-LMLAB_INLINE float sum_lanes(f32x16 x) {
-    using f32x8 = float __attribute__((vector_size(32)));
-    using f32x4 = float __attribute__((vector_size(16)));
-    f32x8 low, high;
-    std::memcpy(&low, &x, sizeof low);
-    std::memcpy(&high, reinterpret_cast<const char*>(&x) + sizeof low, sizeof high);
-    low += high;
-    f32x4 first, second;
-    std::memcpy(&first, &low, sizeof first);
-    std::memcpy(&second, reinterpret_cast<const char*>(&low) + sizeof first, sizeof second);
-    first += second;
-    return (first[0] + first[2]) + (first[1] + first[3]);
-}
-LMLAB_INLINE double sum_lanes(f64x8 x) {
-    using f64x4 = double __attribute__((vector_size(32)));
-    f64x4 low, high;
-    std::memcpy(&low, &x, sizeof low);
-    std::memcpy(&high, reinterpret_cast<const char*>(&x) + sizeof low, sizeof high);
-    low += high;
-    return (low[0] + low[2]) + (low[1] + low[3]);
-}
-
-template <class T>
-LMLAB_INLINE T dot(const T* a, const T* b, int64_t d) {
-    using V = typename Lanes<T>::vector;
-    constexpr int64_t lanes = Lanes<T>::count;
-    V sum{};
-    int64_t x = 0;
-    for (; x + lanes <= d; x += lanes) sum += load(a + x) * load(b + x);
-    T rest = sum_lanes(sum);
-    for (; x < d; ++x) rest += a[x] * b[x];
-    return rest;
-}
-
-// out[i] += sum over k of weights[i][k] * rows[k], R rows at a time, `vectors` vectors wide. Rows whose weights
-// are all 0 may hold anything finite.
-template <class T, int R, int W, class Row>
-LMLAB_INLINE void mix_part(const T* const* weights, int64_t count, Row&& row, int64_t first, T* const* out) {
-    using V = typename Lanes<T>::vector;
-    constexpr int64_t lanes = Lanes<T>::count;
-    V sum[R][W];
-    for (int i = 0; i < R; ++i)
-        for (int x = 0; x < W; ++x) sum[i][x] = load(out[i] + (first + x) * lanes);
-    for (int64_t k = 0; k < count; ++k) {
-        const T* values = row(k) + first * lanes;
-        V v[W];
-        for (int x = 0; x < W; ++x) v[x] = load(values + x * lanes);
-        for (int i = 0; i < R; ++i) {
-            const T weight = weights[i][k];
-            for (int x = 0; x < W; ++x) sum[i][x] += v[x] * weight;
-        }
-    }
-    for (int i = 0; i < R; ++i)
-        for (int x = 0; x < W; ++x) store(out[i] + (first + x) * lanes, sum[i][x]);
-}
-
-template <class T, class Row>
-LMLAB_INLINE void mix(const T* const* weights, int64_t rows, int64_t count, Row&& row, int64_t vectors, T* const* out) {
-    const T* w[4];
-    T* o[4];
-    std::vector<T> waste;  // where the rows beyond the last go
-    for (int64_t i = 0; i < rows; i += 4) {
-        const int64_t here = std::min<int64_t>(4, rows - i);
-        if (here == 4) {
-            std::copy(weights + i, weights + i + 4, w);
-            std::copy(out + i, out + i + 4, o);
-            int64_t x = 0;
-            for (; x + 4 <= vectors; x += 4) mix_part<T, 4, 4>(w, count, row, x, o);
-            for (; x < vectors; ++x) mix_part<T, 4, 1>(w, count, row, x, o);
-        } else {
-            for (int64_t one = i; one < i + here; ++one) {
-                int64_t x = 0;
-                for (; x + 4 <= vectors; x += 4) mix_part<T, 1, 4>(weights + one, count, row, x, out + one);
-                for (; x < vectors; ++x) mix_part<T, 1, 1>(weights + one, count, row, x, out + one);
-            }
-        }
-    }
-}
-
-// logits -> exp(logits - top), in place; returns the sum. `count` is a multiple of the lanes.
-template <class T>
-LMLAB_INLINE T exponentials(T* logits, int64_t count, T top) {
-    using V = typename Lanes<T>::vector;
-    constexpr int64_t lanes = Lanes<T>::count;
-    V sum{};
-    for (int64_t x = 0; x < count; x += lanes) {
-        const V e = exp_negative(load(logits + x) - (V{} + top));
-        store(logits + x, e);
-        sum += e;
-    }
-    return sum_lanes(sum);
-}
-
-template <class T>
-LMLAB_INLINE T largest(const T* values, int64_t count, T start) {
-    using V = typename Lanes<T>::vector;
-    constexpr int64_t lanes = Lanes<T>::count;
-    V top = V{} + start;
-    for (int64_t x = 0; x < count; x += lanes) {
-        const V v = load(values + x);
-        top = v > top ? v : top;
-    }
-    T all[lanes];
-    store(all, top);
-    return *std::max_element(all, all + lanes);
-}
 
 // Counts, log counts and mean values of one lane's merged keys, padded to whole vectors.
 template <class T>
@@ -285,7 +113,7 @@ LMLAB_INLINE void forward_lane(const Tensors<T>& all, const Shape& n, int64_t la
         }
         for (int64_t row = 0; row < count; row += 4)
             rows_by_codes(query.data() + row, std::min<int64_t>(4, count - row), packed, n.d, [&](int64_t i, int64_t vec, const auto& dots) {
-                store(scores.data() + (row + i) * merged.padded_s + vec * lanes, dots);
+                store(scores.data() + (row + i) * merged.padded_s + vec * lanes, dots * all.scale);
             });
 
         for (int64_t row = 0; row < count; ++row) {
@@ -299,7 +127,7 @@ LMLAB_INLINE void forward_lane(const Tensors<T>& all, const Shape& n, int64_t la
             if (q_near) {
                 const T* turned = q_near + ((row / here) * n.t + start + i) * n.d;
                 for (int64_t j = from; j <= last; ++j)
-                    if (code[j] >= 0) logit[j] = dot(turned, k_near + (start + j) * n.d, n.d);
+                    if (code[j] >= 0) logit[j] = dot(turned, k_near + (start + j) * n.d, n.d) * all.scale;
             }
             if (bias) {
                 const T* b = bias + (row / here) * n.w;
@@ -432,13 +260,6 @@ LMLAB_MULTIVERSION void forward_f64(const Tensors<double>& all, const Shape& n, 
 }
 LMLAB_MULTIVERSION void step_f32(const Step<float>& one, const Shape& n, int64_t lane) { step_lane(one, n, lane); }
 LMLAB_MULTIVERSION void step_f64(const Step<double>& one, const Shape& n, int64_t lane) { step_lane(one, n, lane); }
-
-template <class T>
-std::vector<Packed<T>> pack_all(const T* codebook, const Shape& n) {
-    std::vector<Packed<T>> packed(static_cast<size_t>(n.heads));
-    for (int64_t head = 0; head < n.heads; ++head) packed[head].pack(codebook + head * n.s * n.d, n.s, n.d);
-    return packed;
-}
 
 template <class T, class One>
 void assign_all(const T* keys, const T* codebook, int64_t* codes, const Shape& n, int threads, One&& one) {

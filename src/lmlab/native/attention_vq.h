@@ -18,7 +18,8 @@ struct Shape {
 void assign(const float* keys, const float* codebook, int64_t* codes, const Shape& shape, int threads);
 void assign(const double* keys, const double* codebook, int64_t* codes, const Shape& shape, int threads);
 
-// q [lanes m t d] with the scale in it; q_near (or null) and k_near [lanes r+t d] for distances below w;
+// q [lanes m t d], whose products with keys are multiplied by `scale`; q_near (or null) and k_near [lanes r+t d] for
+// distances below w;
 // codes [lanes r+t] (-1: no key), values [lanes r+t e]; bias [heads m w] or null; count [lanes s] and mean
 // [lanes s e] of the merged keys move on. out [lanes m t e], lse [lanes m t].
 template <class T>
@@ -34,27 +35,41 @@ struct Tensors {
     T* mean;
     T* out;
     T* lse;
+    T scale;
 };
 void forward(const Tensors<float>& tensors, const Shape& shape, int threads);
 void forward(const Tensors<double>& tensors, const Shape& shape, int threads);
 
-// Gradients of `forward` without near queries and keys of their own. out and lse are its results (for an encoder
-// those of the whole row), grad is the gradient of out; count and mean are the state before the first row and stay.
-// dq [lanes m t d], dv [lanes t e], dbias [lanes m w] (or null) and dk [lanes t d] (or null) are overwritten. dk: key
-// j hears query i if floor(i / reach) - floor(j / reach) < 2, counted from the absolute position `first` of row 0.
+// Gradients of `forward` without near queries and keys of their own. lse is its result (for an encoder that of the
+// whole row), grad is the gradient of out; count and mean are the state before the first row and stay.
+// Overwritten: dq [lanes m t d], dv [lanes t e], and where not null dk [lanes t d], dbias [lanes m w] and dcodebook
+// [lanes s d], which has every key of its lane in it. dk: key j hears row i, every k-hat_j taken as free, if
+// j >= reach floor((first + i) / reach) - first - back.
+template <class T>
+struct States {
+    const T* q;
+    const int64_t* codes;
+    const T* values;
+    const T* codebook;
+    const T* bias;
+    const T* count;
+    const T* mean;
+    const T* lse;
+    T scale;
+};
 template <class T>
 struct Gradient {
-    const T* out;
-    const T* lse;
     const T* grad;
+    const T* dot;  // out . grad of each row, [lanes m t]
     T* dq;
     T* dk;
     T* dv;
     T* dbias;
-    int64_t first, reach;
+    T* dcodebook;
+    int64_t first, reach, back;
 };
-void backward(const Tensors<float>& tensors, const Gradient<float>& gradient, const Shape& shape, int threads);
-void backward(const Tensors<double>& tensors, const Gradient<double>& gradient, const Shape& shape, int threads);
+void backward(const States<float>& states, const Gradient<float>& gradient, const Shape& shape, int threads);
+void backward(const States<double>& states, const Gradient<double>& gradient, const Shape& shape, int threads);
 
 // One token: q [lanes m d], key [lanes d], value [lanes e]; the ring of r recent keys, recent_codes [lanes r] and
 // recent_values [lanes r e], and the merged ones move on in place. NaN in a key gives code 0.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lmlab._native import attention as native
 from lmlab.attention.scale import ScaleRule
-from lmlab.attention.vq import sweep
+from lmlab.attention.vq import kernel, keys, sweep
 from lmlab.attention.vq.assign import assign_codes
 from lmlab.attention.vq.checks import check_options, check_shapes, check_state
 from lmlab.attention.vq.state import VQState
@@ -77,7 +77,9 @@ def vq_attention(
     codes = assign_codes(k, codebook) if codes is None else codes
     codes = codes if key_mask is None else codes.masked_fill(~key_mask[:, None], -1)
     first = 0 if state is None else state.position
-    q_scaled = q.to(dtype) * _multiplier(scale, codes, state, causal, d, dtype)
+    multiplier = _multiplier(scale, codes, state, causal, d, dtype)
+    number = multiplier if isinstance(multiplier, float) and rotary is None else None
+    q_scaled = q.to(dtype) if number is not None else q.to(dtype) * multiplier
     q_near, turn = None, None
     if rotary is not None and window is not None:
         turn = _Turn(rotary, first)
@@ -94,6 +96,7 @@ def vq_attention(
         key_grad=key_grad,
         first=first,
         turn=turn,
+        scale=1.0 if number is None else number,
     )
     rows = (b, g, h // g, t, d)
     out: Tensor = _Attention.apply(
@@ -207,6 +210,7 @@ class _Call:
     key_grad: KeyGradient
     first: int
     turn: _Turn | None
+    scale: float
 
 
 def _multiplier(
@@ -248,16 +252,13 @@ class _Attention(torch.autograd.Function):
         state: VQState | None,
         call: _Call,
     ) -> Tensor:
-        keep = any(ctx.needs_input_grad)
         ctx.past = None if state is None or call.recent == 0 else state.last(call.recent)
-        kept: list[list[sweep.Far]] = []
+        start = None if state is None else sweep.Far(state.count.to(v.dtype), state.mean.to(v.dtype)).clone()
+        run = kernel.forward if q.device.type == "cpu" else sweep.forward
         merged: tuple[Tensor, Tensor] | None = None
         for plan, inputs, flipped in _runs(call, q, q_near, v, codebook, bias, codes, ctx.past):
-            far = sweep.Far.empty(inputs)
-            if state is not None:
-                far = sweep.Far(state.count.to(v.dtype, copy=True), state.mean.to(v.dtype, copy=True))
-            out, lse, states = sweep.forward(plan, inputs, far, keep)
-            kept.append(states)
+            far = sweep.Far.empty(inputs) if start is None else start.clone()
+            out, lse = run(plan, inputs, far)
             part = (out.flip(3), lse.flip(3)) if flipped else (out, lse)
             merged = part if merged is None else _merge(*merged, *part)
         assert merged is not None
@@ -266,9 +267,9 @@ class _Attention(torch.autograd.Function):
             state.count.copy_(far.count)
             state.mean.copy_(far.mean)
             state.push(codes, v)
-        if keep:
+        if any(ctx.needs_input_grad):
             ctx.save_for_backward(q, q_near, v, codebook, bias, codes, out, lse)
-            ctx.call, ctx.kept, ctx.k_dtype = call, kept, k.dtype
+            ctx.call, ctx.start, ctx.k_dtype = call, start, k.dtype
         return out
 
     @staticmethod
@@ -276,13 +277,14 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, q_near, v, codebook, bias, codes, out, lse = ctx.saved_tensors
         call: _Call = ctx.call
-        keys = ctx.needs_input_grad[2] and call.key_grad != "none"
-        dot = (out * grad).sum(-1)
+        wanted = ctx.needs_input_grad[2] and call.key_grad != "none"
+        dot = torch.linalg.vecdot(out, grad)
         total: list[Tensor | None] = [None] * 6
         runs = _runs(call, q, q_near, v, codebook, bias, codes, ctx.past)
-        for (plan, inputs, flipped), kept in zip(runs, ctx.kept, strict=True):
+        for plan, inputs, flipped in runs:
+            far = sweep.Far.empty(inputs) if ctx.start is None else ctx.start
             rows = tuple(x.flip(3) if flipped else x for x in (lse, grad, dot))
-            parts = _run_backward(call, plan, inputs, kept, rows, keys, ctx.needs_input_grad[4], flipped)
+            parts = _run_backward(call, plan, inputs, far, rows, wanted, ctx.needs_input_grad[4], flipped)
             if flipped:
                 parts = [
                     None if x is None else x.flip(axis) for x, axis in zip(parts, (3, 3, 2, 2), strict=False)
@@ -307,15 +309,29 @@ def _run_backward(
     call: _Call,
     plan: sweep.Plan,
     inputs: sweep.Inputs,
-    kept: list[sweep.Far],
+    far: sweep.Far,
     rows: tuple[Tensor, ...],
-    keys: bool,
+    wanted: bool,
     codebook: bool,
     flipped: bool,
 ) -> list[Tensor | None]:
-    """Gradients of q, q_near, k, v, codebook and bias from one sweep, in its own order of time."""
-    pairs = keys and (call.key_grad == "local" or _pairs_cost_less(inputs))
-    grads = sweep.backward(plan, inputs, kept, *rows, keys=keys and not pairs, codebook=codebook)
+    """Gradients of q, q_near, k, v, codebook and bias from one sweep, in its own order of time.
+
+    wanted: the keys' gradient is."""
+    pairs = wanted and (call.key_grad == "local" or _pairs_cost_less(inputs))
+    # seen backwards, position p stands at -1 - p
+    first = -(call.first + inputs.length) if flipped else call.first
+    if inputs.q.device.type == "cpu" and inputs.q_near is None:
+        hears = None
+        if wanted and call.key_grad == "local":
+            hears = (first, call.reach, call.reach)
+        elif wanted:
+            hears = (0, inputs.length, 0) if pairs else (0, plan.block, plan.recent)
+        grads = kernel.backward(plan, inputs, far, *rows, hears=hears, codebook=codebook)
+        if grads.k is not None and not pairs:
+            keys.far_part(grads.k, plan, inputs, *rows)
+        return [grads.q, None, grads.k, grads.v, grads.codebook, grads.bias]
+    grads = sweep.backward(plan, inputs, far, *rows, keys=wanted and not pairs, codebook=codebook)
     d_k, d_near = grads.k, grads.k_near
     if d_near is not None and call.turn is not None:
         d_near = call.turn.rotate(d_near, before=plan.recent, back=True)
@@ -325,12 +341,8 @@ def _run_backward(
     if d_k is not None:
         d_k = d_k[:, :, plan.recent :]
     if pairs:
-        # seen backwards, position p stands at -1 - p
-        first = -(call.first + inputs.length) if flipped else call.first
         blocks = 2 if call.key_grad == "local" else None
-        d_k, d_near = sweep.key_gradient_by_pairs(
-            plan, inputs, *rows, first=first, reach=call.reach, blocks=blocks
-        )
+        d_k, d_near = keys.by_pairs(plan, inputs, *rows, first=first, reach=call.reach, blocks=blocks)
         if d_near is not None and call.turn is not None:
             d_k = d_k + call.turn.rotate(d_near, back=True)
     return [grads.q, grads.q_near, d_k, grads.v[:, :, plan.recent :], grads.codebook, grads.bias]
@@ -362,7 +374,7 @@ def _runs(
     ahead = bias if call.causal or bias is None else bias[..., call.window - 1 :]
     yield (
         sweep.Plan(call.block, call.window, call.recent),
-        sweep.Inputs(q, q_near, k_near, values, single, codebook, ahead),
+        sweep.Inputs(q, q_near, k_near, values, single, codebook, ahead, call.scale),
         False,
     )
     if not call.causal:
@@ -370,7 +382,7 @@ def _runs(
         behind = None if bias is None else bias[..., : call.window].flip(-1)
         yield (
             sweep.Plan(call.block, call.window, call.recent, strict=True),
-            sweep.Inputs(q.flip(3), None, None, values, single, codebook, behind),
+            sweep.Inputs(q.flip(3), None, None, values, single, codebook, behind, call.scale),
             True,
         )
 

@@ -11,14 +11,11 @@ width, s codes, r recent keys. Code -1 stands for "no key here".
 
 from __future__ import annotations
 
-import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-
-from lmlab._native import attention as native
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Tensors of a sweep, all of one dtype. `scale` is already in the queries.
+    """Tensors of a sweep, all of one dtype. Products of queries and keys are multiplied by `scale`.
 
     q: [b g m t d], against codes and far keys. q_near [b g m t d] and k_near [b g r+t d] for near pairs, or
     None where those are q and the codes themselves. v: [b g r+t e] and codes: [b g r+t], the recent keys of
@@ -51,6 +48,14 @@ class Inputs:
     codes: Tensor
     codebook: Tensor
     bias: Tensor | None
+    scale: float = 1.0
+
+    def scaled(self) -> Inputs:
+        """The same with the scale in q and q_near."""
+        if self.scale == 1.0:
+            return self
+        q_near = None if self.q_near is None else self.q_near * self.scale
+        return replace(self, q=self.q * self.scale, q_near=q_near, scale=1.0)
 
     @property
     def length(self) -> int:
@@ -88,7 +93,7 @@ class Far:
         self.mean += shift / self.count.clamp(min=1)[..., None]
 
 
-def _spans(plan: Plan, length: int) -> list[tuple[int, int]]:
+def blocks_of(plan: Plan, length: int) -> list[tuple[int, int]]:
     return [(a, min(a + plan.block, length)) for a in range(0, length, plan.block)]
 
 
@@ -115,11 +120,11 @@ def _scores(
     q = inputs.q[:, :, :, start:stop]
     single = inputs.codes[:, :, start : stop + plan.recent]
     keys = look_up(inputs.codebook, single)
-    merged = _rows_times(q, inputs.codebook) + far.count.log()[:, :, None, None, :]
-    local = _rows_times(q, keys)
+    merged = rows_times(q, inputs.codebook) + far.count.log()[:, :, None, None, :]
+    local = rows_times(q, keys)
     if inputs.q_near is not None and inputs.k_near is not None:
         near_keys = inputs.k_near[:, :, start : stop + plan.recent]
-        near = _rows_times(inputs.q_near[:, :, :, start:stop], near_keys)
+        near = rows_times(inputs.q_near[:, :, :, start:stop], near_keys)
         local = torch.where(distance < plan.window, near, local)
     local = local + band
     local.masked_fill_((single < 0)[:, :, None, None, :], -math.inf)
@@ -139,68 +144,29 @@ def add_by_code(codebook: Tensor, codes: Tensor, rows: Tensor) -> None:
     codebook.view(g * s, d).index_add_(0, place.reshape(-1), rows.reshape(-1, d))
 
 
-def _rows_times(rows: Tensor, keys: Tensor) -> Tensor:
+def rows_times(rows: Tensor, keys: Tensor) -> Tensor:
     """[b g m n d] by [b g k d] or [g k d] -> [b g m n k], the m heads' rows stacked into one product."""
     b, g, m, n, d = rows.shape
     return (rows.reshape(b, g, m * n, d) @ keys.transpose(-1, -2)).view(b, g, m, n, -1)
 
 
-def _rows_onto(weights: Tensor, rows: Tensor) -> Tensor:
+def rows_onto(weights: Tensor, rows: Tensor) -> Tensor:
     """Sum over heads and rows of weights [b g m n k] times rows [b g m n d] -> [b g k d]."""
     b, g, m, n, k = weights.shape
     return weights.reshape(b, g, m * n, k).transpose(-1, -2) @ rows.reshape(b, g, m * n, -1)
 
 
-def forward(plan: Plan, inputs: Inputs, far: Far, keep: bool) -> tuple[Tensor, Tensor, list[Far]]:
-    """Output [b g m t e], log-sum-exp [b g m t], and `far` at every so many blocks if `keep`.
+def forward(plan: Plan, inputs: Inputs, far: Far) -> tuple[Tensor, Tensor]:
+    """Output [b g m t e] and log-sum-exp [b g m t]; `far` moves to the end of the sequence, in place.
 
-    `far` moves to the end of the sequence, in place. A row that sees no key gives 0 and -inf.
-    On a CPU the native kernel does it, a few rows at a time.
+    A row that sees no key gives 0 and -inf.
     """
-    if inputs.q.device.type != "cpu":
-        return forward_torch(plan, inputs, far, keep)
-    kept: list[Far] = []
-    if keep:
-        spans = _spans(plan, inputs.length)
-        every = segment(len(spans))
-        state = far.clone()
-        for index, (start, stop) in enumerate(spans):
-            if index % every == 0:
-                kept.append(state.clone())
-            state.add(inputs.codes[:, :, start:stop], inputs.v[:, :, start:stop])
-    q, values = inputs.q.contiguous(), inputs.v.contiguous()
-    out = values.new_empty(*q.shape[:4], values.shape[-1])
-    lse = values.new_empty(q.shape[:4])
-    native.forward(
-        q=q.detach(),
-        q_near=None if inputs.q_near is None else inputs.q_near.detach().contiguous(),
-        k_near=None if inputs.k_near is None else inputs.k_near.detach().contiguous(),
-        codes=inputs.codes.contiguous(),
-        values=values.detach(),
-        codebook=inputs.codebook.detach().contiguous(),
-        bias=None if inputs.bias is None else inputs.bias.detach().contiguous(),
-        count=far.count,
-        mean=far.mean,
-        out=out,
-        lse=lse,
-        window=plan.window,
-        strict=plan.strict,
-        threads=torch.get_num_threads(),
-    )
-    return out, lse, kept
-
-
-def forward_torch(plan: Plan, inputs: Inputs, far: Far, keep: bool) -> tuple[Tensor, Tensor, list[Far]]:
-    """The same in torch operations, block by block, for every device."""
+    inputs = inputs.scaled()
     out = inputs.v.new_empty(*inputs.q.shape[:4], inputs.v.shape[-1])
     lse = inputs.v.new_empty(inputs.q.shape[:4])
-    spans = _spans(plan, inputs.length)
-    every = segment(len(spans))
-    kept: list[Far] = []
+    spans = blocks_of(plan, inputs.length)
     bands: dict[int, tuple[Tensor, Tensor]] = {}
-    for index, (start, stop) in enumerate(spans):
-        if keep and index % every == 0:
-            kept.append(far.clone())
+    for start, stop in spans:
         distance, band = bands.setdefault(stop - start, _band(plan, inputs, stop - start))
         merged, local, _ = _scores(plan, inputs, far, start, stop, distance, band)
         top = torch.maximum(merged.amax(-1), local.amax(-1)).clamp(min=torch.finfo(out.dtype).min)
@@ -208,13 +174,13 @@ def forward_torch(plan: Plan, inputs: Inputs, far: Far, keep: bool) -> tuple[Ten
         p_local = local.sub_(top[..., None]).exp_()
         total = p_merged.sum(-1) + p_local.sum(-1)
         values = inputs.v[:, :, start : stop + plan.recent]
-        mixed = _rows_times(p_merged, far.mean.transpose(-1, -2)) + _rows_times(
+        mixed = rows_times(p_merged, far.mean.transpose(-1, -2)) + rows_times(
             p_local, values.transpose(-1, -2)
         )
         out[:, :, :, start:stop] = mixed / total.clamp(min=torch.finfo(out.dtype).tiny)[..., None]
         lse[:, :, :, start:stop] = top + total.log()
         far.add(inputs.codes[:, :, start:stop], inputs.v[:, :, start:stop])
-    return out, lse, kept
+    return out, lse
 
 
 def segment(blocks: int) -> int:
@@ -238,7 +204,7 @@ class Gradients:
 def backward(
     plan: Plan,
     inputs: Inputs,
-    kept: list[Far],
+    far: Far,
     lse: Tensor,
     grad: Tensor,
     dot: Tensor,
@@ -246,13 +212,14 @@ def backward(
     keys: bool,
     codebook: bool,
 ) -> Gradients:
-    """Gradients, given `lse` and `dot` = out . grad [b g m t] of the whole rows.
+    """Gradients, given the state before the first row, and `lse` and `dot` = out . grad [b g m t] of whole rows.
 
     Blocks are visited backwards; per code A = sum omega do, and where `keys` asks for every key's gradient
     also P = sum omega q (x) do and pi = sum omega dot q, over the queries that see the key merged. omega =
     exp(q . C - lse) is the weight of one key of the code. A key that was merged after block i then has
     dv = A, and, with every k-hat_j taken as free, dk = P v - pi.
     """
+    scale, inputs = inputs.scale, inputs.scaled()
     b, g, m, t, d = inputs.q.shape
     s, e = inputs.codebook.shape[1], inputs.v.shape[-1]
     new = inputs.q.new_zeros
@@ -268,12 +235,13 @@ def backward(
     )
     later = new(b, g, s, e)
     later_outer, later_q = (new(b, g, s, d, e), new(b, g, s, d)) if keys else (None, None)
-    spans = _spans(plan, t)
+    spans = blocks_of(plan, t)
     every = segment(len(spans))
+    kept = _kept(inputs, far, spans, every)
     bands: dict[int, tuple[Tensor, Tensor]] = {}
     rows_of = torch.arange(g, device=grad.device)[:, None]
     for first in reversed(range(0, len(spans), every)):
-        states = _replay(plan, inputs, kept[first // every], spans[first : first + every])
+        states = _states(inputs, kept[first // every], spans[first : first + every])
         for (start, stop), far in reversed(list(zip(spans[first : first + every], states, strict=True))):
             codes = inputs.codes[:, :, start:stop]
             seen = (codes >= 0).to(grad.dtype)[..., None]
@@ -286,11 +254,26 @@ def backward(
             distance, band = bands.setdefault(stop - start, _band(plan, inputs, stop - start))
             _block_backward(plan, inputs, far, (start, stop), distance, band, lse, grad, dot, result, later)
             if later_outer is not None and later_q is not None:
-                _add_outer(inputs, far, start, stop, lse, grad, dot, later_outer, later_q)
+                add_outer(inputs, (start, stop), lse, grad, dot, later_outer, later_q)
+    if scale != 1.0:
+        result.q *= scale
+        if result.q_near is not None:
+            result.q_near *= scale
     return result
 
 
-def _replay(plan: Plan, inputs: Inputs, far: Far, spans: list[tuple[int, int]]) -> list[Far]:
+def _kept(inputs: Inputs, far: Far, spans: list[tuple[int, int]], every: int) -> list[Far]:
+    """The state before each `every`th block."""
+    state, kept = far.clone(), []
+    for index, (start, stop) in enumerate(spans):
+        if index % every == 0:
+            kept.append(state.clone())
+        state.add(inputs.codes[:, :, start:stop], inputs.v[:, :, start:stop])
+    return kept
+
+
+def _states(inputs: Inputs, far: Far, spans: list[tuple[int, int]]) -> list[Far]:
+    """The states before each of these blocks, from that before the first."""
     states = [far]
     for start, stop in spans[:-1]:
         far = far.clone()
@@ -319,102 +302,47 @@ def _block_backward(
     level = lse[:, :, :, rows, None].clamp(min=torch.finfo(grad.dtype).min)
     p_merged, p_local = (merged - level).exp_(), (local - level).exp_()
     values = inputs.v[:, :, single]
-    d_merged = p_merged * (_rows_times(do, far.mean) - dot[:, :, :, rows, None])
-    d_local = p_local * (_rows_times(do, values) - dot[:, :, :, rows, None])
-    later += _rows_onto(p_merged, do) / far.count.clamp(min=1)[..., None]
-    result.v[:, :, single] += _rows_onto(p_local, do)
+    d_merged = p_merged * (rows_times(do, far.mean) - dot[:, :, :, rows, None])
+    d_local = p_local * (rows_times(do, values) - dot[:, :, :, rows, None])
+    later += rows_onto(p_merged, do) / far.count.clamp(min=1)[..., None]
+    result.v[:, :, single] += rows_onto(p_local, do)
     near = distance < plan.window
     d_far = d_local if inputs.k_near is None else d_local.masked_fill(near, 0.0)
-    result.q[:, :, :, rows] = _rows_times(d_merged, inputs.codebook.transpose(-1, -2))
-    result.q[:, :, :, rows] += _rows_times(d_far, keys.transpose(-1, -2))
-    d_keys = _rows_onto(d_far, q) if result.k is not None or result.codebook is not None else None
+    result.q[:, :, :, rows] = rows_times(d_merged, inputs.codebook.transpose(-1, -2))
+    result.q[:, :, :, rows] += rows_times(d_far, keys.transpose(-1, -2))
+    d_keys = rows_onto(d_far, q) if result.k is not None or result.codebook is not None else None
     if result.k is not None and d_keys is not None:
         result.k[:, :, single] += d_keys
     if inputs.q_near is not None and inputs.k_near is not None and result.q_near is not None:
         d_near = d_local.masked_fill(~near, 0.0)
         near_keys = inputs.k_near[:, :, single]
-        result.q_near[:, :, :, rows] = _rows_times(d_near, near_keys.transpose(-1, -2))
+        result.q_near[:, :, :, rows] = rows_times(d_near, near_keys.transpose(-1, -2))
         if result.k_near is not None:
-            result.k_near[:, :, single] += _rows_onto(d_near, inputs.q_near[:, :, :, rows])
+            result.k_near[:, :, single] += rows_onto(d_near, inputs.q_near[:, :, :, rows])
     if result.bias is not None:
         within = near & (distance >= (1 if plan.strict else 0))
         by_distance = d_local.sum(0)[..., within]
         result.bias.index_add_(-1, distance[within], by_distance)
     if result.codebook is not None and d_keys is not None:
-        result.codebook += _rows_onto(d_merged, q).sum(0)
+        result.codebook += rows_onto(d_merged, q).sum(0)
         add_by_code(result.codebook, inputs.codes[:, :, single], d_keys)
 
 
-def _add_outer(
+def add_outer(
     inputs: Inputs,
-    far: Far,
-    start: int,
-    stop: int,
+    span: tuple[int, int],
     lse: Tensor,
     grad: Tensor,
     dot: Tensor,
     outer: Tensor,
     sums: Tensor,
 ) -> None:
-    """Adds a block's queries to P [b g s d e] and pi [b g s d]."""
-    b, g, m, _, d = inputs.q.shape
-    rows = slice(start, stop)
+    """Adds the rows of a block to P [b g s d e] and pi [b g s d]; the scale is in the queries."""
+    rows = slice(*span)
     q, do = inputs.q[:, :, :, rows], grad[:, :, :, rows]
     level = lse[:, :, :, rows, None].clamp(min=torch.finfo(grad.dtype).min)
-    absent = (far.count == 0)[:, :, None, None, :]
-    omega = (_rows_times(q, inputs.codebook) - level).masked_fill(absent, -math.inf).exp_()
+    # no key of a code weighs more than 1; a code without keys, which might, is read by none
+    omega = (rows_times(q, inputs.codebook) - level).clamp_(max=0).exp_()
     products = q[..., :, None] * do[..., None, :]
-    outer += _rows_onto(omega, products.flatten(-2)).view_as(outer)
-    sums += _rows_onto(omega, q * dot[:, :, :, rows, None])
-
-
-def key_gradient_by_pairs(
-    plan: Plan,
-    inputs: Inputs,
-    lse: Tensor,
-    grad: Tensor,
-    dot: Tensor,
-    *,
-    first: int,
-    reach: int,
-    blocks: int | None,
-) -> tuple[Tensor, Tensor | None]:
-    """dk [b g t d] and its near part, pair by pair: key j hears query i if floor(i/reach) - floor(j/reach) < blocks.
-
-    `first` is the absolute position of the sweep's first row; blocks None: every query hears.
-    """
-    b, g, m, t, d = inputs.q.shape
-    skip = plan.recent
-    far_part = inputs.q.new_zeros(b, g, t, d)
-    near_part = None if inputs.k_near is None else inputs.q.new_zeros(b, g, t, d)
-    edges = sorted({0, t, *range(-first % reach, t, reach)})
-    spans = list(itertools.pairwise(edges))
-    for number, (low, high) in enumerate(spans):
-        codes = inputs.codes[:, :, skip + low : skip + high]
-        keys, values = look_up(inputs.codebook, codes), inputs.v[:, :, skip + low : skip + high]
-        for start, stop in spans[number : None if blocks is None else number + blocks]:
-            rows = slice(start, stop)
-            i = torch.arange(start, stop, device=grad.device)[:, None]
-            distance = i - torch.arange(low, high, device=grad.device)[None]
-            q, do = inputs.q[:, :, :, rows], grad[:, :, :, rows]
-            near = distance < plan.window
-            logits = _rows_times(q, keys)
-            if inputs.q_near is not None and inputs.k_near is not None:
-                near_logits = _rows_times(
-                    inputs.q_near[:, :, :, rows], inputs.k_near[:, :, skip + low : skip + high]
-                )
-                logits = torch.where(near, near_logits, logits)
-            if inputs.bias is not None:
-                bias = inputs.bias[..., distance.clamp(0, plan.window - 1)]
-                logits = logits + torch.where(near, bias, torch.zeros_like(bias))
-            hidden = (distance < (1 if plan.strict else 0)) | (codes < 0)[:, :, None, None, :]
-            level = lse[:, :, :, rows, None].clamp(min=torch.finfo(grad.dtype).min)
-            weight = (logits - level).masked_fill(hidden, -math.inf).exp_()
-            change = weight * (_rows_times(do, values) - dot[:, :, :, rows, None])
-            if near_part is not None and inputs.q_near is not None:
-                near_part[:, :, low:high] += _rows_onto(
-                    change.masked_fill(~near, 0.0), inputs.q_near[:, :, :, rows]
-                )
-                change = change.masked_fill(near, 0.0)
-            far_part[:, :, low:high] += _rows_onto(change, q)
-    return far_part, near_part
+    outer += rows_onto(omega, products.flatten(-2)).view_as(outer)
+    sums += rows_onto(omega, q * dot[:, :, :, rows, None])
