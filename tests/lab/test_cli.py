@@ -192,7 +192,7 @@ def test_a_model_of_a_run_is_measured_alone(finished: Path, home: Path) -> None:
     assert code == 0
     assert json.loads(out)["bits_per_byte"] == pytest.approx(metrics["bits_per_byte"])
     other = call("eval", "bits", str(finished / "models" / "base"), str(home / "text.txt"))
-    assert json.loads(other[1])["documents"] == 60
+    assert json.loads(other[1])["documents"] == 100
 
     code, out, error = call("eval", "length", str(finished), "--contexts", "16", "32", "--last", "8")
     assert code == 0, error

@@ -115,7 +115,7 @@ def test_what_can_not_be_compared_is_refused(home: Path, tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="unknown") as caught:
         run(bad, tmp_path / "run", quiet=True)
     assert caught.value.key == "compare.losses[1]"
-    same = load_recipe(home / "compare.toml", {"compare.corpus": {"path": "text.txt", "held_out": 0.05}})
+    same = load_recipe(home / "compare.toml", {"compare.corpus": {"path": "text.txt", "held_out": 0.02}})
     with pytest.raises(
         CorpusError, match=r"\[compare\] needs at least 34 tokens for its (validation|test) split"
     ):

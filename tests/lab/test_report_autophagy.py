@@ -26,7 +26,7 @@ def arms(values=((1.0, 3.0), (1.1, 3.2), (0.9, 3.1)), **more):
     return [
         {
             "loop": loop, "bias": 1.0, "control": control, "generations": [1, 2], "seeds": 3,
-            "metrics": {"bits_per_byte": {"mean": [1.0, sum(r[-1] for r in rows) / 3], "values": rows}},
+            "metrics": {"bits_per_byte": {"mean": [1.0, sum(r[-1] or 0.0 for r in rows) / 3], "values": rows}},
         } | (more if not control else {})
         for loop, control, rows in told
     ]  # fmt: skip

@@ -55,7 +55,7 @@ metrics = ["bits_per_byte", "distinct_2"]
 WORDS = "light water earth heaven night day 春 花 月 江 山 the of and".split()
 
 
-def write_tiny(folder: Path, *, extra: str = "", documents: int = 60) -> Path:
+def write_tiny(folder: Path, *, extra: str = "", documents: int = 100) -> Path:
     """A recipe and its text in `folder`; the recipe's path."""
     draw = random.Random(5)
     texts = [" ".join(draw.choices(WORDS, k=draw.randint(8, 30))) for _ in range(documents)]
