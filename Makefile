@@ -45,7 +45,7 @@ $(VENV)/installed: $(INPUTS) | $(BIN)/python compiler
 
 $(VENV)/installed-test: $(VENV)/installed
 	@echo "Installing what the tests need ..."
-	$(PIP) install -c constraints-cpu.txt -e '.[test,hf,bench,mixture,parquet]'
+	$(PIP) install -c constraints-cpu.txt -e '.[test,hf,bench,mixture,parquet,track]'
 	@touch $@
 
 clean:

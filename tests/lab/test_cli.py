@@ -148,7 +148,9 @@ def test_the_map_of_synthetic_rows_is_a_table() -> None:
 
 
 def test_train_and_autophagy_do_only_their_stages(home: Path, tmp_path: Path) -> None:
-    assert call("train", str(home / "tiny.toml"), "--out", str(tmp_path / "train"), "--quiet")[0] == 0
+    words = ["train", str(home / "tiny.toml"), "--out", str(tmp_path / "train"), "--quiet", "--tensorboard"]
+    assert call(*words)[0] == 0
+    assert list((tmp_path / "train" / "tensorboard" / "base.0").glob("events.*"))
     rows = json.loads((tmp_path / "train" / "stages.json").read_text())
     assert [row["stage"] for row in rows] == ["corpus", "tokenize", "train"]
     assert call("autophagy", str(home / "tiny.toml"), "--out", str(tmp_path / "loops"), "--quiet")[0] == 0

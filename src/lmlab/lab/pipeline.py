@@ -13,6 +13,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from types import ModuleType
@@ -41,6 +42,7 @@ STAGES = (
 )
 # What a stage that was killed leaves for the next run, inside its directory.
 SCRATCH = {"train": "checkpoints", "compare": "second", "autophagy": "loops"}
+EVENTS = "tensorboard"
 OPTIONAL = ("compare", "autophagy")  # absent without their table
 Arm = tuple[str, int]  # variant, seed
 
@@ -75,14 +77,18 @@ def run(
     wait: bool = True,
     only: Sequence[str] = (*STAGES, "report"),
     command: str | None = None,
+    tensorboard: bool = False,
 ) -> Run:
     """Run `recipe` in the directory `out` (`runs/NAME`); stages that are done already are not done again.
 
     jobs: stages of different variants and seeds at once, in processes. wait: False raises Busy where another
     run holds the directory. only: the stages wanted, of STAGES and "report", with those that they read from.
-    command: how to repeat the run, for the report.
+    command: how to repeat the run, for the report. tensorboard: training also writes scalars below
+    OUT/tensorboard (and goes on doing so in later calls, while that folder is there).
     Raises ConfigError, CorpusError, TrainingError, Busy; OSError where the disk is full.
     """
+    if tensorboard and find_spec("tensorboard") is None:
+        raise ConfigError("tensorboard", "needs TensorBoard: pip install 'lmlab[track]'")
     out = _checked(Path("runs") / recipe.name if out is None else Path(out))
     if jobs < 1:
         raise ConfigError("jobs", f"must be a whole number >= 1, got {jobs}")
@@ -97,6 +103,8 @@ def run(
         journal = Journal(out / "log.jsonl")
         journal.mend()
         journal.write(None, "start", name=recipe.name)
+        if tensorboard:
+            (out / EVENTS).mkdir(exist_ok=True)
         done: dict[Arm, dict[str, Done]] = {arm: {} for arm in recipes}
         with patience(recipe.retry, journal, None) as retry:
             retry.call(_write_recipe, out, recipe)
@@ -182,11 +190,19 @@ def _perform(task: _Task, display: Display) -> Done:
                 *(task.recipe, task.inputs, directory, journal, display, stage.name, task.label),
                 retry=retry,
                 workers=task.workers,
+                tensorboard=_events(task),
             )
             result: dict[str, Any] = _module(stage.name).work(job)
             return result
 
         return perform(task.run, stage, work, scratch=SCRATCH.get(stage.name), retry=retry)
+
+
+def _events(task: _Task) -> Path | None:
+    """Where this arm's scalars go, if the run has a folder for them."""
+    folder = task.run / EVENTS
+    name = task.stage.variant or "base"
+    return folder / f"{name}.{task.stage.seed}" if folder.is_dir() else None
 
 
 def _write_recipe(out: Path, recipe: Recipe) -> None:

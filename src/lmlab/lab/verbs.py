@@ -32,6 +32,7 @@ def run_recipe(
     quiet: bool = False,
     no_wait: bool = False,
     jobs: int = 1,
+    tensorboard: bool = False,
 ) -> None:
     """Run a recipe from raw text to a report. Stages that are done already are not done again.
 
@@ -41,8 +42,9 @@ def run_recipe(
         quiet: show nothing but the result
         no_wait: end with 5 if another run holds the directory, instead of waiting
         jobs: variants and seeds at a time, each in a process of its own
+        tensorboard: write the training's scalars below DIR/tensorboard, too
     """
-    _run(("run", recipe), out, sets, quiet, no_wait, jobs, None)
+    _run(("run", recipe), out, sets, quiet, no_wait, jobs, None, tensorboard)
 
 
 def demo(
@@ -68,6 +70,7 @@ def train_recipe(
     quiet: bool = False,
     no_wait: bool = False,
     jobs: int = 1,
+    tensorboard: bool = False,
 ) -> None:
     """The stages of a recipe up to training: corpus, tokenize, train.
 
@@ -77,8 +80,10 @@ def train_recipe(
         quiet: show nothing but the result
         no_wait: end with 5 if another run holds the directory, instead of waiting
         jobs: variants and seeds at a time
+        tensorboard: write the training's scalars below DIR/tensorboard, too
     """
-    _run(("train", recipe), out, sets, quiet, no_wait, jobs, ("corpus", "tokenize", "train"))
+    only = ("corpus", "tokenize", "train")
+    _run(("train", recipe), out, sets, quiet, no_wait, jobs, only, tensorboard)
 
 
 def autophagy_recipe(
@@ -140,6 +145,7 @@ def _run(
     no_wait: bool,
     jobs: int,
     only: tuple[str, ...] | None,
+    tensorboard: bool = False,
 ) -> None:
     from lmlab.lab.overrides import parse_overrides
     from lmlab.lab.recipe import load_recipe
@@ -149,10 +155,19 @@ def _run(
 
     only = (*STAGES, "report") if only is None else only
     command = ["lmlab", *words, *(["--out", str(out)] if out else [])]
-    command += [word for pair in sets for word in ("--set", pair)] + (
-        ["--jobs", str(jobs)] if jobs > 1 else []
+    command += [word for pair in sets for word in ("--set", pair)]
+    command += ["--jobs", str(jobs)] if jobs > 1 else []
+    command += ["--tensorboard"] if tensorboard else []
+    done = run(
+        recipe,
+        out,
+        quiet=quiet,
+        jobs=jobs,
+        wait=not no_wait,
+        only=only,
+        command=shlex.join(command),
+        tensorboard=tensorboard,
     )
-    done = run(recipe, out, quiet=quiet, jobs=jobs, wait=not no_wait, only=only, command=shlex.join(command))
     for variant, values in done.metrics["variants"].items():
         if values["bits_per_byte"] is not None:
             baselines = done.metrics["baselines"]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lmlab.train.optim import build_optimizer as build_optimizer
     from lmlab.train.resume import weights_sha256 as weights_sha256
     from lmlab.train.schedule import learning_rate as learning_rate
+    from lmlab.train.track import tensorboard as tensorboard
 
 __all__ = [
     "CostConfig",
@@ -27,6 +28,7 @@ __all__ = [
     "TrainingError",
     "build_optimizer",
     "learning_rate",
+    "tensorboard",
     "train",
     "weights_sha256",
 ]
@@ -41,5 +43,6 @@ __getattr__, __dir__ = door(
         "optim": ["build_optimizer"],
         "resume": ["weights_sha256"],
         "schedule": ["learning_rate"],
+        "track": ["tensorboard"],
     },
 )

@@ -31,6 +31,7 @@ class Job:
     label: str
     retry: Retry  # for writes and workers, from [retry]
     workers: int = 1  # processes that the stage may use
+    tensorboard: Path | None = None  # where training writes its scalars, if it shall
 
     @contextmanager
     def warnings_to_log(self) -> Iterator[None]:

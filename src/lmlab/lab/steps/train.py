@@ -107,8 +107,11 @@ def work(job: Job) -> dict[str, Any]:
 
 def _recorder(job: Job, advance: Advance) -> Callable[[Step], None]:
     """Each step becomes a line of the log and moves the bar; the first one tells where a resumed run began."""
+    from lmlab.train import tensorboard
+
     per_step = job.recipe.train.batch_size * job.recipe.train.length
     first: list[int] = []
+    track = None if job.tensorboard is None else tensorboard(job.tensorboard)
 
     def on_step(step: Step) -> None:
         if not first:
@@ -116,6 +119,8 @@ def _recorder(job: Job, advance: Advance) -> Callable[[Step], None]:
             if step.step > 1:
                 job.journal.write("train", "resume", step=step.step - 1)
         job.journal.write("train", "step", **_row(step))
+        if track is not None:
+            track(step)
         rate = (step.step - first[0]) * per_step / max(step.seconds, 1e-9)
         advance(step.step, f"loss {step.loss:.3f}  {rate:,.0f} tokens/s")
 
