@@ -10,51 +10,9 @@ from statistics import median
 import torch
 
 from lmlab.attention import VQOptions
+from lmlab.hf import to_llama
 from lmlab.lab.bench import Row, benchmark, compare
 from lmlab.model import Decoder, DecoderConfig, generate
-
-
-def llama_of(model: Decoder) -> torch.nn.Module:
-    """transformers' LlamaForCausalLM with the weights of a plain decoder."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    c = model.config
-    llama = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=c.vocab_size,
-            hidden_size=c.d_model,
-            intermediate_size=c.ff_width,
-            num_hidden_layers=c.n_layers,
-            num_attention_heads=c.n_heads,
-            num_key_value_heads=c.kv_heads,
-            max_position_embeddings=c.max_length,
-            rms_norm_eps=c.norm_eps,
-            tie_word_embeddings=c.tie_embeddings,
-            eos_token_id=None,
-            bos_token_id=None,
-            pad_token_id=0,
-        )
-    ).eval()
-    heads = [c.n_heads * c.head_width, c.kv_heads * c.head_width, c.kv_heads * c.head_width]
-    weights = {"model.embed_tokens.weight": model.embedding.weight, "model.norm.weight": model.norm.weight}
-    for index, block in enumerate(model.blocks):
-        name = f"model.layers.{index}."
-        q, k, v = block.mixer.qkv.weight.split(heads)  # type: ignore[union-attr, operator]
-        gate, up = block.mlp.gate_up.weight.chunk(2)
-        weights |= {
-            name + "input_layernorm.weight": block.mixer_norm.weight,
-            name + "post_attention_layernorm.weight": block.mlp_norm.weight,
-            name + "self_attn.q_proj.weight": q,
-            name + "self_attn.k_proj.weight": k,
-            name + "self_attn.v_proj.weight": v,
-            name + "self_attn.o_proj.weight": block.mixer.out.weight,  # type: ignore[union-attr]
-            name + "mlp.gate_proj.weight": gate,
-            name + "mlp.up_proj.weight": up,
-            name + "mlp.down_proj.weight": block.mlp.down.weight,
-        }
-    weights["lm_head.weight"] = model.head
-    llama.load_state_dict(weights)
-    return llama
 
 
 def seconds_a_token(model: Decoder, prompt: int, count: int) -> float:
@@ -75,7 +33,7 @@ def rows(quick: bool) -> Iterator[Row]:
     v, d, layers, heads, new = (64, 32, 1, 2, 8) if quick else (4096, 192, 6, 6, 128)
     config = DecoderConfig(vocab_size=v, d_model=d, n_layers=layers, n_heads=heads, max_length=2 * new)
     model = Decoder(config).eval()
-    llama = llama_of(model)
+    llama = to_llama(model)
     for batch in (1, 8):
         prompt = torch.randint(1, v, (batch, 8), generator=torch.Generator().manual_seed(0))
         prompts = prompt.tolist()
@@ -83,7 +41,7 @@ def rows(quick: bool) -> Iterator[Row]:
 
         def theirs(prompt: torch.Tensor = prompt, mask: torch.Tensor = mask) -> torch.Tensor:
             made: torch.Tensor = llama.generate(
-                prompt, attention_mask=mask, max_new_tokens=new, do_sample=False
+                prompt, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=0
             )  # type: ignore[operator]
             return made
 

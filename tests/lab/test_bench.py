@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lmlab.lab.bench import Row, benchmark, compare, table, write_json
+from lmlab.lab.bench import Row, benchmark, compare, table, write_json, write_markdown
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,15 @@ def test_table_and_json_hold_the_figures(tmp_path: Path) -> None:
     assert (
         kept["parts"]["toy"][0]["reached"] is True and kept["parts"]["toy"][1]["note"] == "peak above import"
     )
+
+
+def test_markdown_is_one_table(tmp_path: Path) -> None:
+    rows = [
+        Row("p(a|b)", "other", ours=1.5e-6, theirs=3.2e-3, ratio=2133.0, target=">= 2"),
+        Row("memory", ours=12.5, unit="MiB", note="peak"),
+    ]
+    write_markdown(tmp_path / "table.md", {"toy": rows, "empty": []})
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert lines[2] == "| toy | p(a\\|b) | other | 1.5 µs | 3.2 ms | 2.13e+03 | >= 2 | reached |"
+    assert lines[3] == "| toy | memory (peak) |  | 12.5 MiB |  |  |  |  |"
+    assert len(lines) == 4

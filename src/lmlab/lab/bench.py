@@ -146,6 +146,30 @@ def table(part: str, rows: list[Row]) -> Table:
     return shown
 
 
+def write_markdown(path: Path, results: Mapping[str, list[Row]]) -> None:
+    """The rows of some parts as one table that can be pasted into a page."""
+    lines = [
+        "| part | what | rival | ours | rival's | ratio | target | |",
+        "|---|---|---|---:|---:|---:|---|---|",
+    ]
+    marks = {True: "reached", False: "missed", None: ""}
+    for part, rows in results.items():
+        for row in rows:
+            cells = [
+                part,
+                f"{row.what} ({row.note})" if row.note else row.what,
+                row.rival,
+                _figure(row.ours, row.unit),
+                _figure(row.theirs, row.unit),
+                "" if row.ratio is None else f"{row.ratio:.3g}",
+                row.target,
+                marks[row.reached],
+            ]
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    with atomic_write(path, "w", encoding="utf-8") as file:
+        file.write("\n".join(lines) + "\n")
+
+
 def _figure(value: float | None, unit: str) -> str:
     if value is None:
         return ""

@@ -454,13 +454,21 @@ def data_list() -> None:
         print(f"{corpus.name:12} {corpus.about}; {corpus.licence}{here}")
 
 
-def bench(part: Positional[str] = "all", /, *, quick: bool = False, out: Path | None = None) -> None:
+def bench(
+    part: Positional[str] = "all",
+    /,
+    *,
+    quick: bool = False,
+    out: Path | None = None,
+    markdown: Path | None = None,
+) -> None:
     """Measure a part against its rivals, side by side in one run.
 
     Args:
         part: retry, tokenize, rope, attention, recurrent, losses, autophagy, train, generate, or all
         quick: small sizes, to see that it runs
         out: write the rows as JSON to this file
+        markdown: write them as a Markdown table to this file
     """
     from lmlab.lab import bench as frame
     from lmlab.model.errors import ConfigError
@@ -472,6 +480,8 @@ def bench(part: Positional[str] = "all", /, *, quick: bool = False, out: Path | 
     results = {name: frame.run_part(name, quick=quick) for name in names}
     if out is not None:
         frame.write_json(out, results)
+    if markdown is not None:
+        frame.write_markdown(markdown, results)
 
 
 def _print(value: dict[str, Any]) -> dict[str, Any]:
