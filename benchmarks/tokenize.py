@@ -31,21 +31,21 @@ from lmlab.tokenize import Tokenizer
 
 GPT2 = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
-# A training alone in a process, over a stream that is made as it is read.
+# A training alone in a process, over a stream that is made as it is read: every line differs from every other.
 TRAINING = """
-import sys, time
-from lmlab.benchmarks import tokenize_corpora as corpora
+import sys
 from lmlab.tokenize import Tokenizer
-size, limit = int(sys.argv[1]), int(sys.argv[2])
-lines = corpora.lines(corpora.mixed(min(size, 3_000_000)))
-def stream():  # every line differs from every other
+path, size, limit, vocab_size = sys.argv[1], *map(int, sys.argv[2:])
+with open(path, encoding="utf-8") as file:
+    lines = file.read().splitlines()
+def stream():
     left, i = size, 0
     while left > 0:
         block = "".join(f"{line} {i + k:x}\\n" for k, line in enumerate(lines[i % len(lines):][:5000]))
         i += 5000
-        left -= len(block)
+        left -= len(block.encode())
         yield block
-tok = Tokenizer.train(stream(), int(sys.argv[3]), memory_limit=limit)
+tok = Tokenizer.train(stream(), vocab_size, memory_limit=limit)
 print(tok.training["peak_bytes"], tok.training["bytes_read"], tok.training["bytes_used"])
 """
 
@@ -68,7 +68,10 @@ def rows(quick: bool) -> Iterator[Row]:
     yield _threads(tok, shapes["documents (3 kB)"] * (1 if quick else 8), repeats)
     yield _long_line(tok, shapes["documents (3 kB)"], repeats, 40_000 if quick else 400_000)
     yield from _training(kept, tok.vocab_size, repeats=1 if quick else 3)
-    yield from _memory(quick)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "lines.txt"
+        path.write_text("\n".join(kept), encoding="utf-8")
+        yield from _memory(path, quick)
 
 
 class _Rivals:
@@ -236,7 +239,7 @@ def _training(lines: list[str], vocab_size: int, repeats: int) -> Iterator[Row]:
         yield Row(f"training at v = {vocab_size}, a MB", name, ours, theirs, ratio=theirs / ours)
 
 
-def _memory(quick: bool) -> Iterator[Row]:
+def _memory(path: Path, quick: bool) -> Iterator[Row]:
     cases = (
         [(1 << 20, 64 << 20)]
         if quick
@@ -250,11 +253,12 @@ def _memory(quick: bool) -> Iterator[Row]:
                 "ignore",
                 "-c",
                 TRAINING,
+                str(path),
                 str(size),
                 str(limit),
                 "512" if quick else "8192",
             ],
-            capture_output=True,
+            stdout=subprocess.PIPE,
             text=True,
             check=True,
         )

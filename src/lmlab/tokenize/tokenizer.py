@@ -255,9 +255,10 @@ class Tokenizer:
         cpus = check_threads(threads)
         try:
             if alpha is None and seed is None and method == "exact":
-                return Encoded(*self._core.encode_batch(found, cpus), self._core)
-            drawn = self._core.draw_batch(found, *check_draw(alpha, seed, stream, method), cpus)
-            return Encoded(*drawn, self._core)
+                ids, offsets = self._core.encode_batch(found, cpus)
+            else:
+                ids, offsets = self._core.draw_batch(found, *check_draw(alpha, seed, stream, method), cpus)
+            return Encoded(ids, offsets, self._core)
         except UnicodeEncodeError:
             refuse_surrogate(found, "texts")
 

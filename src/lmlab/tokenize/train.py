@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from lmlab._native import tokenize as native
@@ -244,13 +245,16 @@ class Clock:
 
     def __init__(self) -> None:
         self._last = time.perf_counter()
-        self._memory = _peak_memory()
+        self._peak = _peak_memory()
+        self._memory = _memory()
 
     def tell(self, place: Place) -> None:
         now = time.perf_counter()
         place.seconds += now - self._last
         self._last = now
-        place.peak_bytes = max(place.peak_bytes, _peak_memory() - self._memory)
+        peak = _peak_memory()
+        reached = peak if peak > self._peak else _memory()  # a peak from before the training tells nothing
+        place.peak_bytes = max(place.peak_bytes, reached - self._memory)
 
 
 @contextmanager
@@ -275,3 +279,12 @@ def _peak_memory() -> int:
     """The greatest resident size of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _memory() -> int:
+    """The resident size now, in bytes; where the system doesn't tell, the greatest so far."""
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    except OSError:
+        return _peak_memory()
+    return int(pages) * resource.getpagesize()
