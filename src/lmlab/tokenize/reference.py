@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 Vocabulary = Mapping[bytes, float]
 Segmentation = tuple[bytes, ...]
@@ -30,9 +30,7 @@ def score(vocabulary: Vocabulary, y: Segmentation) -> float:
 
 def log_partition(vocabulary: Vocabulary, text: bytes, alpha: float) -> float:
     """log Z = log of the sum of exp(alpha S(y))."""
-    powers = [alpha * score(vocabulary, y) for y in segmentations(vocabulary, text)]
-    top = max(powers)
-    return top + math.log(math.fsum(math.exp(power - top) for power in powers))
+    return log_sum(alpha * score(vocabulary, y) for y in segmentations(vocabulary, text))
 
 
 def law(vocabulary: Vocabulary, text: bytes, alpha: float) -> dict[Segmentation, float]:
@@ -108,27 +106,41 @@ def viterbi_sampling_law(vocabulary: Vocabulary, text: bytes, alpha: float) -> d
 def compounded_law(vocabulary: Vocabulary, text: bytes, alpha: float) -> dict[Segmentation, float]:
     """What Hugging Face's `Unigram(alpha=...)` draws from: forward sums F[b] = log sum exp(alpha (s + F[a])).
 
-    The temperature compounds along the path, because F already holds an alpha; for alpha = 1 it is the true law.
+    The last piece is drawn with odds exp(alpha s + F[a]), then the one before it, and so on; these would be the
+    right odds if F were log sum exp(alpha s + F[a]). As it is, the temperature compounds along the path, because
+    F already holds an alpha; for alpha = 1 it is the true law.
     """
-    forward = [0.0] + [-math.inf] * len(text)
-    for end in range(1, len(text) + 1):
-        powers = [
-            alpha * (vocabulary[text[start:end]] + forward[start])
-            for start in range(end)
-            if text[start:end] in vocabulary
+
+    def candidates(end: int) -> list[tuple[bytes, int, float]]:
+        """(piece, start, score) of the pieces that end there and can be reached."""
+        pieces = [(text[start:end], start) for start in range(end)]
+        return [
+            (p, start, vocabulary[p]) for p, start in pieces if p in vocabulary and forward[start] > -math.inf
         ]
-        if powers:
-            top = max(powers)
-            forward[end] = top + math.log(math.fsum(math.exp(power - top) for power in powers))
+
+    forward = [0.0] + [-math.inf] * len(text)
+    odds: list[float] = [0.0] * (len(text) + 1)  # log of the sum of the odds at each end
+    for end in range(1, len(text) + 1):
+        found = candidates(end)
+        if found:
+            forward[end] = log_sum(alpha * (s + forward[start]) for _, start, s in found)
+            odds[end] = log_sum(alpha * s + forward[start] for _, start, s in found)
     result: dict[Segmentation, float] = {}
     for y in segmentations(vocabulary, text):
         end, log_q = len(text), 0.0
         for piece in reversed(y):
             start = end - len(piece)
-            log_q += alpha * (vocabulary[piece] + forward[start]) - forward[end]
+            log_q += alpha * vocabulary[piece] + forward[start] - odds[end]
             end = start
         result[y] = math.exp(log_q)
     return result
+
+
+def log_sum(powers: Iterable[float]) -> float:
+    """log of the sum of exp(power)."""
+    found = list(powers)
+    top = max(found)
+    return top + math.log(math.fsum(math.exp(power - top) for power in found))
 
 
 def sigmoid(x: float) -> float:
