@@ -124,3 +124,41 @@ def test_refusals() -> None:
     ]:
         with pytest.raises(error, match=text):
             call()
+
+
+@pytest.mark.parametrize("name", ["RNN", "GRU"])
+@pytest.mark.parametrize("t", [64, 255, 256, 257, 700])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_few_channels_are_solved_by_newton(name: str, t: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    for bidirectional, options in ((False, {}), (True, {"nonlinearity": "relu"} if name == "RNN" else {})):
+        theirs, ours = diagonal_pair(name, 3, 3, bidirectional=bidirectional, **options)
+        theirs, ours = theirs.to(dtype), ours.to(dtype)
+        x = torch.randn(t, 2, 3, dtype=dtype, requires_grad=True)
+        (a, ha), (b, hb) = theirs(x), ours(x)
+        level = 1e-12 if dtype == torch.float64 else 1e-5
+        assert (a - b).abs().max() <= level and (ha - hb).abs().max() <= level
+        assert ours.last_solution["method"] == "newton" and ours.last_solution["converged"]
+        assert ours.last_solution["residual"] <= level
+        upstream = torch.randn(a.shape, dtype=dtype)
+        first = torch.autograd.grad((a * upstream).sum(), [x, theirs.weight_ih_l0])
+        second = torch.autograd.grad((b * upstream).sum(), [x, ours.weight_ih_l0])
+        for p, q in zip(first, second, strict=True):
+            assert (p - q).abs().max() <= 100 * level * max(1.0, float(p.abs().max()))
+
+
+def test_a_channel_that_newton_does_not_solve_goes_on_step_by_step() -> None:
+    torch.manual_seed(0)
+    ours = recurrent.DiagonalRNN(1, 2).double()
+    with torch.no_grad():
+        ours.weight_hh_l0.copy_(torch.tensor([-3.0, 0.1]))
+        ours.bias_ih_l0.fill_(1)
+    theirs = nn.RNN(1, 2).double()
+    theirs.load_state_dict({**ours.state_dict(), "weight_hh_l0": torch.diag(ours.weight_hh_l0)})
+    x = torch.randn(1000, 1, 1, dtype=torch.float64)
+    y = ours(x)[0]
+    assert ours.last_solution is not None and ours.last_solution["method"] == "newton+sequential"
+    assert (y - theirs(x)[0]).abs()[..., 1].max() <= 1e-12
+    before = torch.cat([torch.zeros(1, 1, 2).double(), y[:-1]])
+    one_step = theirs(x.reshape(1, 1000, 1), before.reshape(1, 1000, 2))[0]
+    assert (y.reshape(1000, 2) - one_step[0]).abs().max() <= 1e-13

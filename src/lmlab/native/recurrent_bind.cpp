@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "recurrent_dense.h"
+#include "recurrent_diagonal.h"
 #include "recurrent_scan.h"
 
 namespace nb = nanobind;
@@ -107,6 +108,24 @@ void bind_cells(nb::module_& m) {
         nb::arg("kind"), nb::arg("diagonal"), nb::arg("reverse"), nb::arg("starts"), nb::arg("row_step"), nb::arg("lengths").none(),
         nb::arg("cut").none(), nb::arg("u"), nb::arg("weight"), nb::arg("bias").none(), nb::arg("h"), nb::arg("c").none(),
         nb::arg("y"), nb::arg("prev").none(), nb::arg("extra").none(), nb::arg("tanh_c").none(), nb::arg("threads"));
+    m.def(
+        "forward_by_channel",
+        [](int kind, bool newton, bool reverse, In<int64_t, 1> starts, int64_t row_step, std::optional<In<bool, 1>> cut, Out<T, 2> u,
+           In<T, 1> weight, std::optional<In<T, 1>> bias, Out<T, 2> h, Out<T, 2> y, std::optional<Out<T, 2>> prev,
+           std::optional<Out<T, 2>> extra, int threads) {
+            const Layout n = layout_of(kind, true, reverse, static_cast<int64_t>(h.shape(0)), static_cast<int64_t>(h.shape(1)), starts,
+                                       row_step, std::nullopt, cut);
+            const Forward<T> all{u.data(), weight.data(), pointer(bias), h.data(), nullptr, y.data(), pointer(prev), pointer(extra), nullptr};
+            Found found;
+            {
+                nb::gil_scoped_release release;
+                found = forward_by_channel(n, all, newton, threads);
+            }
+            return nb::make_tuple(found.sweeps, found.residual, found.repaired);
+        },
+        nb::arg("kind"), nb::arg("newton"), nb::arg("reverse"), nb::arg("starts"), nb::arg("row_step"), nb::arg("cut").none(),
+        nb::arg("u"), nb::arg("weight"), nb::arg("bias").none(), nb::arg("h"), nb::arg("y"), nb::arg("prev").none(),
+        nb::arg("extra").none(), nb::arg("threads"));
     m.def(
         "backward",
         [](int kind, bool diagonal, bool reverse, In<int64_t, 1> starts, int64_t row_step, std::optional<In<int64_t, 1>> lengths,

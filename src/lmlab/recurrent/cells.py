@@ -86,9 +86,9 @@ class TorchCell:
         """Whether the compiled loop takes these projections."""
         return u.device.type == "cpu" and u.dtype in (torch.float32, torch.float64) and self.kind in KINDS
 
-    def run(self, h0: Tensor, u: Tensor, reset: Tensor | None = None) -> Tensor:
-        """All states [b t n] by the compiled loop; outside the graph."""
-        return run_states(self.kind, self.diagonal, h0, u, reset, self.weights[1], self.weights[3])
+    def run(self, h0: Tensor, u: Tensor, reset: Tensor | None, report: dict[str, Any]) -> Tensor:
+        """All states [b t n] by the compiled loop; outside the graph. report: as in `fused`."""
+        return run_states(self.kind, self.diagonal, h0, u, reset, self.weights[1], self.weights[3], report)
 
     def linearize(self, h: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         if self.kind == "LSTM":

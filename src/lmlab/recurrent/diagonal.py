@@ -120,9 +120,11 @@ class _Diagonal(nn.Module):
     def _layer(
         self, rows: Rows, x: Tensor, state: tuple[Tensor, ...], weights: Weights
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        self.last_solution = {"iterations": 1, "residual": 0.0, "converged": True, "method": "sequential"}
-        run = fused if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) else unfused
-        return run(self.mode, True, rows, x, state, weights)
+        if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+            self.last_solution = {"iterations": 1, "residual": 0.0, "converged": True, "method": "sequential"}
+            return unfused(self.mode, True, rows, x, state, weights)
+        self.last_solution = {}
+        return fused(self.mode, True, rows, x, state, weights, self.last_solution)
 
     def _weights(self) -> list[Weights]:
         found: list[Weights] = []

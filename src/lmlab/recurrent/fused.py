@@ -17,6 +17,8 @@ GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "GRU": 3, "LSTM": 4}
 BUDGET = 256 * 2**20
 """Bytes of gates that one call keeps for backward; above, they are computed again, some steps at a time."""
 LEAST_CHUNK = 64
+NEWTON_CHANNELS, NEWTON_STEPS = 6, 64
+"""A diagonal cell with so few channels, and so many steps, is solved by Newton's method over time."""
 
 
 def fused(
@@ -26,15 +28,18 @@ def fused(
     x: Tensor,
     state: tuple[Tensor, ...],
     weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    report: dict[str, Any] | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Outputs [rows n] and the state after. x [rows m]; state (h,) or, for an LSTM, (h, c), each [b n].
+
+    report: takes what ran, in the form of a module's `last_solution`.
 
     weights: weight_ih [gates·n, m], weight_hh [gates·n, n], or [gates·n] if diagonal, and the biases.
     """
     c = state[1] if len(state) == 2 else None
     inputs = (x, state[0], c, *weights)
     keep = torch.is_grad_enabled() and any(y is not None and y.requires_grad for y in inputs)
-    y, *after = _Layer.apply(*inputs, kind, diagonal, rows, keep)
+    y, *after = _Layer.apply(*inputs, kind, diagonal, rows, keep, {} if report is None else report)
     return y, tuple(after)
 
 
@@ -46,6 +51,7 @@ def run_states(
     reset: Tensor | None,
     w_hh: Tensor,
     b_hh: Tensor | None,
+    report: dict[str, Any],
 ) -> Tensor:
     """Every state [b t n] from `state` [b n] and projections u [b t gates·n], outside the graph.
 
@@ -59,10 +65,10 @@ def run_states(
     y = own.new_empty(b * t, n)
     parts = [part.detach().clone(memory_format=torch.contiguous_format) for part in state.split(n, -1)]
     if kind != "LSTM":
-        _loop(kind, diagonal, rows, own, parts, w_hh, b_hh, y, False)
+        _loop(kind, diagonal, rows, own, parts, w_hh, b_hh, y, False, report)
         return y.view(b, t, n)
     own = own.clone() if own.data_ptr() == u.data_ptr() else own  # gates are written over the projections
-    kept = _loop(kind, diagonal, rows, own, parts, w_hh, b_hh, y, True)
+    kept = _loop(kind, diagonal, rows, own, parts, w_hh, b_hh, y, True, report)
     assert kept is not None and kept.extra is not None
     i, f, g, _ = kept.gates.view(b, t, 4, n).unbind(2)
     return torch.cat([y.view(b, t, n), f * kept.extra.view(b, t, n) + i * g], -1)
@@ -88,6 +94,7 @@ def _loop(
     b_hh: Tensor | None,
     y: Tensor,
     keep: bool,
+    report: dict[str, Any],
 ) -> _Kept | None:
     """Runs the steps of `rows`; y and `state` are written in place, u becomes the gates if they are kept."""
     kept = None
@@ -95,6 +102,29 @@ def _loop(
         blank = y.new_empty if rows.lengths is None else y.new_zeros
         extra = blank(y.shape) if kind in ("GRU", "LSTM") else None
         kept = _Kept(u, blank(y.shape), extra, blank(y.shape) if kind == "LSTM" else None)
+    w_hh = w_hh.detach().contiguous()
+    b_hh = None if b_hh is None else b_hh.detach().contiguous()
+    report |= {"iterations": 1, "residual": 0.0, "converged": True, "method": "sequential"}
+    few = y.shape[1] <= NEWTON_CHANNELS and rows.steps >= NEWTON_STEPS
+    if diagonal and few and rows.lengths is None and kind != "LSTM":
+        sweeps, residual, repaired = _native.recurrent.forward_by_channel(
+            KINDS[kind],
+            True,
+            rows.reverse,
+            rows.starts,
+            rows.row_step,
+            rows.cut,
+            u,
+            w_hh,
+            b_hh,
+            state[0],
+            y,
+            *((None, None) if kept is None else (kept.prev, kept.extra)),
+            torch.get_num_threads(),
+        )
+        method = "newton+sequential" if repaired else "newton"
+        report |= {"iterations": sweeps, "residual": residual, "method": method}
+        return kept
     _native.recurrent.forward(
         KINDS[kind],
         diagonal,
@@ -104,8 +134,8 @@ def _loop(
         rows.lengths,
         rows.cut,
         u,
-        w_hh.detach().contiguous(),
-        None if b_hh is None else b_hh.detach().contiguous(),
+        w_hh,
+        b_hh,
         state[0],
         state[1] if kind == "LSTM" else None,
         y,
@@ -122,7 +152,7 @@ def _projected(x: Tensor, w_ih: Tensor, b_ih: Tensor | None) -> Tensor:
 class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, h: Tensor, c: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-        w_ih, w_hh, b_ih, b_hh, kind, diagonal, rows, keep = rest
+        w_ih, w_hh, b_ih, b_hh, kind, diagonal, rows, keep, report = rest
         u = _projected(x, w_ih, b_ih)
         state = [
             part.detach().clone(memory_format=torch.contiguous_format) for part in (h, c) if part is not None
@@ -134,7 +164,7 @@ class _Layer(torch.autograd.Function):
         for first, last in chunks:
             starts.append([part.clone() for part in state] if len(chunks) > 1 else [])
             part = rows if len(chunks) == 1 else rows.part(first, last)
-            kept = _loop(kind, diagonal, part, u, state, w_hh, b_hh, y, keep and len(chunks) == 1)
+            kept = _loop(kind, diagonal, part, u, state, w_hh, b_hh, y, keep and len(chunks) == 1, report)
         if keep:
             ctx.save_for_backward(x, h, c, w_ih, w_hh, b_ih, b_hh)
             ctx.plan, ctx.kept, ctx.chunks, ctx.starts = (kind, diagonal, rows), kept, chunks, starts
@@ -146,7 +176,7 @@ class _Layer(torch.autograd.Function):
         kind, diagonal, rows = ctx.plan
         inputs = (x, h, c, w_ih, w_hh, b_ih, b_hh)
         if torch.is_grad_enabled():
-            return (*_differentiable(inputs, ctx.needs_input_grad, ctx.plan, (dy, *after)), *(None,) * 4)
+            return (*_differentiable(inputs, ctx.needs_input_grad, ctx.plan, (dy, *after)), *(None,) * 5)
         d_state = [part.clone(memory_format=torch.contiguous_format) for part in after]
         dy = dy.contiguous()
         if ctx.kept is not None:
@@ -154,7 +184,7 @@ class _Layer(torch.autograd.Function):
         else:
             gradients = _by_chunks(ctx, inputs, dy, d_state)
         d_x, *d_weights = gradients
-        return (d_x, d_state[0], d_state[1] if c is not None else None, *d_weights, *(None,) * 4)
+        return (d_x, d_state[0], d_state[1] if c is not None else None, *d_weights, *(None,) * 5)
 
 
 def _chunks(kind: str, rows: Rows, y: Tensor) -> list[tuple[int, int]]:
@@ -251,7 +281,7 @@ def _by_chunks(
         x_own[there], dy_own[there] = x[row], dy[row]
         state = [part.clone() for part in start]
         u = _projected(x_own, w_ih, b_ih)
-        kept = _loop(kind, diagonal, own, u, state, w_hh, b_hh, torch.zeros_like(dy_own), True)
+        kept = _loop(kind, diagonal, own, u, state, w_hh, b_hh, torch.zeros_like(dy_own), True, {})
         assert kept is not None
         part = _gradients(
             (kind, diagonal, own), ctx.needs_input_grad, (x_own, *inputs[1:]), kept, dy_own, d_state

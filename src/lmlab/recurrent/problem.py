@@ -78,7 +78,7 @@ def _try_step(cell: Any, h: Tensor, u: Tensor) -> None:
 def sequential(cell: Any, u: Tensor, h0: Tensor, reset: Tensor | None) -> Tensor:
     """All states [b t n] step by step, outside the graph; by the compiled loop where the cell has one."""
     if isinstance(cell, TorchCell) and cell.runs(u):
-        return cell.run(h0, u, reset)
+        return cell.run(h0, u, reset, {})
     b, t = u.shape[:2]
     states = h0.new_empty(b, t, h0.shape[1])
     h = h0

@@ -134,7 +134,9 @@ def _auto(problem: Problem, limits: _Limits, guess: Tensor | None) -> Found:
         return _windows(problem, "newton", t, limits, guess)
     on_cpu = problem.u.device.type == "cpu"
     if isinstance(cell, TorchCell) and cell.runs(problem.u):
-        return _run(problem, "sequential", limits, guess)
+        report: dict[str, Any] = {}
+        states = cell.run(problem.h0, problem.u, problem.reset, report)
+        return states, report["iterations"], report["method"]
     if cell.structure != "dense" or guess is not None:
         return _run(problem, "newton", limits, guess)
     if (on_cpu and t < LONG) or (not on_cpu and problem.h0.shape[1] > GPU_WIDTH):
