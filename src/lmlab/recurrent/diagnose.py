@@ -16,6 +16,9 @@ from lmlab.recurrent.sweeps import Window, evaluate, iterate, residual, scan
 
 CHUNK = 32
 """Steps that a tangent vector runs before its length is set back to 1."""
+LINEARISED = 1024
+"""Steps whose Jacobians are held together."""
+TINY = torch.finfo(torch.float64).tiny
 MARGIN = 0.1
 WORST_GROWTH = 3.0
 
@@ -59,9 +62,22 @@ def diagnose(problem: Problem, states: Tensor) -> Lyapunov:
     """The same, of a path that is known: states [b t n]."""
     window = Window(problem.cell, problem.u, problem.h0, problem.reset)
     exponent, growth = _tangent(window, window.before(states))
-    guesses = window.before(Window(problem.cell, problem.u, torch.zeros_like(problem.h0), None).guess())
-    at_guess, _ = _tangent(window, guesses)
+    at_guess, _ = _tangent(window, _guessed_path(problem, window))
     return Lyapunov(exponent, at_guess, growth, _verdict(exponent, at_guess, growth))
+
+
+def is_contractive(problem: Problem, states: Tensor) -> bool:
+    """Whether the verdict of `diagnose` is "contractive"; the second path is only walked if the first allows it."""
+    window = Window(problem.cell, problem.u, problem.h0, problem.reset)
+    exponent, growth = _tangent(window, window.before(states))
+    if _verdict(exponent, exponent, growth) != "contractive":
+        return False
+    at_guess, _ = _tangent(window, _guessed_path(problem, window))
+    return _verdict(exponent, at_guess, growth) == "contractive"
+
+
+def _guessed_path(problem: Problem, window: Window) -> Tensor:
+    return window.before(Window(problem.cell, problem.u, torch.zeros_like(problem.h0), None).guess())
 
 
 def _verdict(exponent: Tensor, at_guess: Tensor, growth: Tensor) -> str:
@@ -77,45 +93,48 @@ def _tangent(window: Window, before: Tensor) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     first = torch.randn(n, generator=generator, dtype=torch.float64).to(before.device)
     first = (first / first.norm()).expand(b, n)
-    structure = window.cell.structure
-    v, total, steps = first, torch.zeros(b, dtype=torch.float64, device=before.device), 0
-    since = torch.zeros_like(total)  # log length since the lowest point
-    worst = torch.full_like(total, -torch.inf)
-    counted = torch.zeros_like(total)
-    tiny = torch.finfo(torch.float64).tiny
-    for begin in range(0, t, CHUNK):
-        part = slice(begin, min(begin + CHUNK, t))
-        _, j = linearize(window.cell, before[:, part], window.u[:, part])
-        a = (
-            window_part(window, part).masked(j).abs()
-            if j.is_complex()
-            else window_part(window, part).masked(j)
-        )
-        driven = torch.zeros(b, a.shape[1], n, dtype=torch.float64, device=before.device)
-        cut = None if window.reset is None else window.reset[:, part]
+    reset = window.reset
+    v, gains = first, []
+    for begin in range(0, t, LINEARISED):
+        end = min(begin + LINEARISED, t)
+        part = slice(begin, end)
+        cut = None if reset is None else reset[:, part]
+        here = Window(window.cell, window.u[:, part], window.carry, cut)
+        _, j = linearize(window.cell, before[:, part], here.u)
+        a = here.masked(j)
+        a = (a.abs() if a.is_complex() else a).double()  # |λ| moves a complex tangent's length
+        driven = torch.zeros(b, end - begin, n, dtype=torch.float64, device=before.device)
         if cut is not None:
             driven = torch.where(cut[..., None], first[:, None], driven)
-        path = scan(structure, a.double(), driven, v)
-        size = path.norm(dim=-1).clamp(min=tiny).log()
-        gain = size - torch.cat([torch.zeros_like(size[:, :1]), size[:, :-1]], 1)
-        for k in range(gain.shape[1]):
-            step = gain[:, k]
-            if cut is not None:
-                since = torch.where(cut[:, k], torch.zeros_like(since), since)
-                step = torch.where(cut[:, k], torch.zeros_like(step), step)
-            since = since.clamp(min=0) + step
-            worst = torch.maximum(worst, since)
-        total = total + (gain if cut is None else gain.masked_fill(cut, 0)).sum(1)
-        counted = counted + (gain.shape[1] if cut is None else (~cut).sum(1))
-        v = path[:, -1] / path[:, -1].norm(dim=-1, keepdim=True).clamp(min=tiny)
-        v = torch.where((v.norm(dim=-1) > 0.5)[:, None], v, first)
-        steps += a.shape[1]
-    return total / counted.clamp(min=1), worst
+        for k in range(0, end - begin, CHUNK):
+            path = scan(window.cell.structure, a[:, k : k + CHUNK], driven[:, k : k + CHUNK], v)
+            size = path.norm(dim=-1).clamp(min=TINY)
+            steps = size.log()
+            gains.append(torch.cat([steps[:, :1], steps.diff(dim=1)], 1))
+            v = path[:, -1] / size[:, -1:]
+            v = torch.where((v.norm(dim=-1) > 0.5)[:, None], v, first)  # a vector that died is replaced
+    gain = torch.cat(gains, 1)
+    if reset is None:
+        return gain.mean(1), _worst(gain)
+    gain = gain.masked_fill(reset, 0)
+    pieces = [
+        [_worst(row[None, i:k]) for i, k in _sequences(cuts)] for row, cuts in zip(gain, reset, strict=True)
+    ]
+    worst = torch.stack([torch.cat(found).max() for found in pieces])
+    return gain.sum(1) / (~reset).sum(1).clamp(min=1), worst
 
 
-def window_part(window: Window, part: slice) -> Window:
-    reset = None if window.reset is None else window.reset[:, part]
-    return Window(window.cell, window.u[:, part], window.carry, reset)
+def _worst(gain: Tensor) -> Tensor:
+    """The largest sum of neighbouring steps, [b]."""
+    total = gain.cumsum(1)
+    lowest = torch.cat([torch.zeros_like(total[:, :1]), total[:, :-1]], 1).cummin(1).values
+    found: Tensor = (total - lowest).amax(1)
+    return found
+
+
+def _sequences(reset: Tensor) -> list[tuple[int, int]]:
+    starts = sorted({0, *reset.nonzero()[:, 0].tolist()})
+    return list(zip(starts, [*starts[1:], len(reset)], strict=True))
 
 
 def convergence(

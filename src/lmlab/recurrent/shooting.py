@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmlab.recurrent.cells import TorchCell
+from lmlab.recurrent.problem import sequential
 from lmlab.recurrent.sweeps import Attempt, Window, residual
 
 BURN_IN = 48
@@ -83,12 +85,11 @@ def promises(window: Window, seconds_a_step: float) -> bool:
 def _burn_in(window: Window, first: Tensor) -> Tensor:
     """A guess of the state before each step of `first`: the run over the steps before it, from zero."""
     b, n = window.carry.shape
-    h = window.carry.new_zeros(b, len(first), n)
-    for back in range(BURN_IN, 0, -1):
-        at = (first - back).clamp(min=0)
-        here = Window(window.cell, window.u[:, at], window.carry, _at(window.reset, at))
-        h = _step(here, h)
-    return h
+    count = len(first)
+    at = (first[:, None] - BURN_IN + torch.arange(BURN_IN)).clamp(min=0)  # [chunks burn-in]
+    reset = None if window.reset is None else window.reset[:, at].flatten(0, 1)
+    zero = window.carry.new_zeros(b * count, n)
+    return sequential(window.cell, window.u[:, at].flatten(0, 1), zero, reset)[:, -1].view(b, count, n)
 
 
 def _run(window: Window, states: Tensor, starts: Tensor, moved: Tensor, size: int) -> None:
@@ -96,6 +97,13 @@ def _run(window: Window, states: Tensor, starts: Tensor, moved: Tensor, size: in
     row, chunk = moved.nonzero(as_tuple=True)
     h = starts[row, chunk]
     t = states.shape[1]
+    if isinstance(window.cell, TorchCell) and window.cell.runs(window.u):
+        at = chunk[:, None] * size + torch.arange(size)  # steps past the end are run and dropped
+        inside, at = at < t, at.clamp(max=t - 1)
+        reset = None if window.reset is None else window.reset[row[:, None], at]
+        found = sequential(window.cell, window.u[row[:, None], at], h, reset)
+        states[row[:, None].expand_as(at)[inside], at[inside]] = found[inside]
+        return
     for k in range(size):
         at = chunk * size + k
         inside = at < t

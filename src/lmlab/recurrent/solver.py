@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lmlab.recurrent import shooting as multiple
 from lmlab.recurrent.cells import NotTraceable, TorchCell
-from lmlab.recurrent.diagnose import diagnose
+from lmlab.recurrent.diagnose import is_contractive
 from lmlab.recurrent.elk import elk
 from lmlab.recurrent.implicit import attach
 from lmlab.recurrent.problem import Problem, read_problem, sequential
@@ -152,7 +152,7 @@ def _by_verdict(problem: Problem, limits: _Limits, method: str) -> Found:
     seconds = (time.perf_counter() - begin) / head.shape[1]
     rest = Problem(rest.cell, rest.u, head[:, -1], rest.reset)
     try:
-        worth = diagnose(first, head).verdict == "contractive"
+        worth = is_contractive(first, head)
     except NotTraceable:
         worth = False
     if worth and method == "shooting":
