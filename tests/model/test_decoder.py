@@ -83,7 +83,11 @@ def vq(**options: Any) -> DecoderConfig:
 
 
 CELLS = ("gru", "lstm", "rnn", "diagonal-gru", "diagonal-lstm", "diagonal-rnn", "mingru", "lru")
+SOLVED = {
+    f"{cell} by newton": RecurrentOptions(cell, 6, "newton", 5) for cell in ("gru", "diagonal-lstm", "lru")
+}
 CONSTANT_CASES = {
+    **{name: small(mixer="recurrent", recurrent=options) for name, options in SOLVED.items()},
     **{cell: small(mixer="recurrent", recurrent=RecurrentOptions(cell=cell, state=12)) for cell in CELLS},
     "vq": vq(),
     "vq, rotary and gate": vq(position="rotary", gate=True),

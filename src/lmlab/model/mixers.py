@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, Protocol
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -84,23 +85,39 @@ def _vq(config: DecoderConfig) -> nn.Module:
 
 
 class RecurrentMixer(nn.Module):
-    """A cell of `lmlab.recurrent` of width `state` on x, then an output projection [d, state]."""
+    """A cell of `lmlab.recurrent` of width `state` on x, then an output projection [d, state].
+
+    `method` and `window` are for whole sequences (`lmlab.recurrent.solve`); a state is moved by the cell itself.
+    """
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         options = config.recurrent
         self.width = config.d_model if options.state is None else options.state
         self.kind = options.cell
+        self.method, self.window = options.method, options.window
         self.cell = _cell(options.cell, config.d_model, self.width)
         self.out = nn.Linear(self.width, config.d_model, bias=False)
 
     def forward(
         self, x: Float[Tensor, "b t d"], state: RecurrentState | None = None
     ) -> tuple[Float[Tensor, "b t d"], RecurrentState | None, None]:
+        if state is None and (self.method, self.window) != ("auto", None):
+            return self.out(self._solved(x)), None, None
         y, hidden = self.cell(x, None if state is None else state.hidden)
         if state is not None:
             state.hidden = hidden
         return self.out(y), state, None
+
+    def _solved(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t n"]:
+        from lmlab.recurrent import solve
+
+        tol = 1e-12 if x.dtype == torch.float64 else None  # so that steps and whole passes agree
+        states = solve(self.cell, x, method=self.method, window=self.window, tol=tol).states
+        if self.kind == "lru":
+            outputs: Tensor = self.cell.read_out(states, x)  # type: ignore[operator]
+            return outputs
+        return states[..., : self.width]
 
     def init_state(self, batch_size: int, max_length: int) -> RecurrentState:
         parts = 2 if self.kind in ("lstm", "diagonal-lstm", "lru") else 1  # h and c; real and imaginary

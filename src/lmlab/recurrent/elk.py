@@ -68,7 +68,8 @@ def damped_sweep(structure: str, a: Tensor, c: Tensor, carry: Tensor, old: Tenso
     small = a.reshape(b, t, n // k, k, k).transpose(1, 2).reshape(-1, t, k, k)
 
     def split(x: Tensor) -> Tensor:
-        return x.unflatten(-1, (k, n // k)).permute(0, 3, 1, 2).reshape(-1, t, k)
+        parts: Tensor = x.unflatten(-1, (k, n // k)).permute(0, 3, 1, 2)
+        return parts.reshape(-1, t, k)
 
     start = carry.unflatten(-1, (k, n // k)).transpose(1, 2).reshape(-1, k)
     smooth = _smoother(small, split(c), start, split(old), mu.repeat_interleave(n // k))
