@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from lmlab.losses.products import multiply
+
 _KINDS = ("frozen", "live", "matrix", "zero_one")
 
 
@@ -162,7 +164,7 @@ class CostView:
         if out is None:
             out = vectors.new_empty(len(vectors), len(table), dtype=self.dtype)
         if table.dtype == out.dtype:
-            torch.mm(vectors.to(table.dtype), table.T, out=out)
+            multiply(vectors.to(table.dtype), table, out)
         else:  # by blocks of words, so that a half-precision table is never copied as a whole
             vectors = vectors.to(self.dtype)
             for start in range(0, len(table), 4096):

@@ -11,6 +11,7 @@ from lmlab.losses.cost import Cost
 from lmlab.losses.kinds import CE, EMO, Loss
 from lmlab.losses.labels import HardLabels, Labels
 from lmlab.losses.once import differentiable_once
+from lmlab.losses.products import add_outer, apart, multiply, multiply_back
 from lmlab.losses.rows import RowOptions, RowResults, sum_dtype
 from lmlab.losses.stats import LossStats
 from lmlab.losses.visit import row_bytes
@@ -196,17 +197,32 @@ class FusedLoss(torch.autograd.Function):
             return None, None, None, None
         labels: Labels = ctx.labels
         if labels.reduction != "none":
-            saved = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-            return (*(_scaled(g, grad * ctx.late, dtype) for g, dtype in saved), None)
+            saved, factor, kept = ctx.saved_tensors, grad * ctx.late, graph_is_kept()
+            return (*(_scaled(g, factor, t, kept) for g, t in zip(saved, ctx.dtypes, strict=True)), None)
         hidden, weight, bias, *_ = ctx.saved_tensors
         made = sweep(hidden, weight, bias, labels, grad.reshape(-1), ctx.wanted, labels.results(hidden))
         made_of = zip(made, ctx.dtypes, strict=True)
         return (*(None if g is None else g.to(dtype) for g, dtype in made_of), None)
 
 
-def _scaled(gradient: Tensor | None, factor: Tensor, dtype: torch.dtype | None) -> Tensor | None:
-    """gradient · factor as a new tensor: a second backward through a retained graph finds it whole."""
-    return None if gradient is None else (gradient * factor).to(dtype)
+def _scaled(gradient: Tensor | None, factor: Tensor, dtype: torch.dtype | None, kept: bool) -> Tensor | None:
+    """gradient · factor. A gradient of the size of the head isn't held twice, unless the graph is kept."""
+    if gradient is None:
+        return None
+    if kept:  # a second backward must find the saved gradient as it is
+        gradient = gradient * factor
+    elif factor.device.type != "cpu" or factor != 1:
+        gradient *= factor
+    return gradient.to(dtype)
+
+
+def graph_is_kept() -> bool:
+    """Whether the backward pass that runs leaves its graph for another one (retain_graph).
+
+    torch tells this without a public name; where it doesn't, the answer is the careful one.
+    """
+    told = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return told is None or bool(told())
 
 
 def sweep(
@@ -225,26 +241,26 @@ def sweep(
     v, device = weight.shape[0], weight.device
     dtype = sum_dtype(hidden)
     dhidden = torch.zeros(hidden.shape, dtype=hidden.dtype, device=device) if wanted[0] else None
-    dweight = torch.zeros(weight.shape, dtype=dtype, device=device) if wanted[1] else None
+    make = torch.empty if len(labels.kept) else torch.zeros  # the first chunk's product fills it
+    dweight = make(weight.shape, dtype=dtype, device=device) if wanted[1] else None
     dbias = torch.zeros(v, dtype=dtype, device=device) if wanted[2] else None
+    first = True
     with torch.autocast(device.type, enabled=False):
         most, chunks = labels.chunks(v, weight, row_bytes(v, weight.dtype, device), results)
-        logits = weight.new_empty(most, v)
+        logits = apart(most, v, weight)
         for tokens, visit in chunks:
             h = gather_rows(hidden, tokens)
             z = logits[: len(tokens)]
-            if bias is None:
-                torch.mm(h, weight.T, out=z)
-            else:
-                torch.addmm(bias, h, weight.T, out=z)
+            multiply(h, weight, z, bias)
             factor = scale[tokens] if isinstance(scale, Tensor) else scale
             visit(z, z if any(wanted) else None, scale=factor, rows=None)
             if dhidden is not None:
-                dhidden.view(-1, hidden.shape[-1]).index_copy_(0, tokens, torch.mm(z, weight))
+                dhidden.view(-1, hidden.shape[-1]).index_copy_(0, tokens, multiply_back(z, weight))
             if dweight is not None:
-                _add_product(dweight, z, h)
+                add_outer(dweight, z, h, first=first)
             if dbias is not None:
                 dbias += z.sum(0, dtype=dtype)
+            first = False
     return dhidden, dweight, dbias
 
 
@@ -255,13 +271,3 @@ def gather_rows(tensor: Tensor, tokens: Tensor) -> Tensor:
     except RuntimeError:  # strides that no two axes describe
         return tensor[torch.unravel_index(tokens, tensor.shape[:-1])]
     return flat.index_select(0, tokens)
-
-
-def _add_product(total: Tensor, z: Tensor, h: Tensor) -> None:
-    """total += zᵀ h. A half-precision product is made by blocks of words and added in the total's type."""
-    if z.dtype == total.dtype:
-        total.addmm_(z.T, h)
-        return
-    for start in range(0, len(total), 4096):
-        block = slice(start, start + 4096)
-        total[block] += torch.mm(z[:, block].T, h)

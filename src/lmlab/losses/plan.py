@@ -46,8 +46,7 @@ class Plan:
             for start, stop in pieces(0, len(self.order), self.rows):
                 yield Chunk(start, stop, None, None)
             return
-        for low in range(0, len(self.words), self.cost_rows):
-            high = min(low + self.cost_rows, len(self.words))
+        for low, high in pieces(0, len(self.words), self.cost_rows):
             words: Tensor | None = self.words[low:high]
             for start, stop in pieces(self.first[low], self.first[high], self.rows):
                 yield Chunk(start, stop, words, self.index[start:stop] - low)
@@ -80,7 +79,7 @@ def make_plan(
 
 def rows_within(budget: int, row_bytes: int, most: int) -> int:
     """How many rows a buffer within the budget has: at least one, at most `most`, no more than pay."""
-    enough = max(_ENOUGH, 2 * _FEW_ROWS * row_bytes)
+    enough = max(_ENOUGH, 3 * _FEW_ROWS * row_bytes)
     return max(1, min(min(budget, enough) // row_bytes, most))
 
 

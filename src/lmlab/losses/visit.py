@@ -58,7 +58,7 @@ def visit_rows(
     tokens: Tensor,
     results: RowResults,
 ) -> None:
-    """Visit rows of the logits u [.. v], which is contiguous.
+    """Visit rows of the logits u [.. v], each of which is contiguous.
 
     out: where du goes, like u (it may be u itself); None: no gradient. target [r]: the rows' targets. scale:
     the factor of each row's gradient, one for all or [r]. rows [r]: which rows of u and out are meant (None:

@@ -15,11 +15,21 @@ using namespace lmlab::losses;
 namespace {
 
 using Array = nb::ndarray<nb::c_contig, nb::device::cpu>;
+using Matrix = nb::ndarray<nb::ndim<2>, nb::device::cpu>;  // rows may lie apart, see stride_of
 using Integers = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
+int64_t stride_of(const Matrix& logits, const std::optional<Matrix>& gradient) {
+    const bool one_row = logits.shape(0) <= 1, one_word = logits.shape(1) <= 1;
+    auto whole = [&](const Matrix& m) { return one_word || m.stride(1) == 1; };
+    if (!whole(logits) || (gradient && !whole(*gradient))) throw std::invalid_argument("rows must be contiguous");
+    if (gradient && !one_row && gradient->stride(0) != logits.stride(0))
+        throw std::invalid_argument("logits and gradient must have the same stride");
+    return logits.stride(0);
+}
+
 struct Arguments {
-    Array logits;
-    std::optional<Array> gradient;
+    Matrix logits;
+    std::optional<Matrix> gradient;
     Integers target;
     Integers token;
     std::optional<Integers> row;
@@ -53,6 +63,7 @@ void run(const Arguments& a, CostKind cost, double scale, const Options& options
     rows.lse = summed(a.lse);
     rows.correct = a.correct.data();
     rows.v = static_cast<int64_t>(a.logits.shape(1));
+    rows.stride = stride_of(a.logits, a.gradient);
     rows.scale = scale;
     rows.cost = cost;
     rows.options = options;
@@ -61,7 +72,7 @@ void run(const Arguments& a, CostKind cost, double scale, const Options& options
     lmlab::parallel_for(threads, count, 4, [&rows](int64_t begin, int64_t end) { visit(rows, begin, end); });
 }
 
-void visit_rows(Array logits, std::optional<Array> gradient, Integers target, Integers token,
+void visit_rows(Matrix logits, std::optional<Matrix> gradient, Integers target, Integers token,
                 std::optional<Integers> row, std::optional<Array> table, std::optional<Integers> index, int cost,
                 std::optional<Array> scales, double scale, Array value, Array ce, Array emo, Array lse,
                 nb::ndarray<bool, nb::ndim<1>, nb::c_contig, nb::device::cpu> correct, int loss, double first,
@@ -70,7 +81,6 @@ void visit_rows(Array logits, std::optional<Array> gradient, Integers target, In
     const Arguments arguments{logits, gradient, target, token, row, table, index, scales, value, ce, emo, lse, correct};
     const Options options{static_cast<Loss>(loss), first, second, clamp, shift, smoothing, z_loss, softcap};
     const auto kind = static_cast<CostKind>(cost);
-    if (logits.ndim() != 2) throw std::invalid_argument("logits are [r v]");
     const nb::dlpack::dtype type = logits.dtype();
     if (type == nb::dtype<float>())
         run<float>(arguments, kind, scale, options, threads);
@@ -83,7 +93,7 @@ void visit_rows(Array logits, std::optional<Array> gradient, Integers target, In
 }
 
 template <class T>
-void run_soft(const Array& logits, const std::optional<Array>& gradient, const Integers& token,
+void run_soft(const Matrix& logits, const std::optional<Matrix>& gradient, const Integers& token,
               const std::optional<Integers>& row, const Array& table, const Array& mass,
               const std::optional<Array>& scales, double scale, const Array& emo, const Array& lse,
               const Options& options, int threads) {
@@ -100,6 +110,7 @@ void run_soft(const Array& logits, const std::optional<Array>& gradient, const I
     rows.emo = static_cast<T*>(emo.data());
     rows.lse = static_cast<T*>(lse.data());
     rows.v = static_cast<int64_t>(logits.shape(1));
+    rows.stride = stride_of(logits, gradient);
     rows.scale = scale;
     rows.options = options;
     const auto count = static_cast<int64_t>(token.shape(0));
@@ -107,7 +118,7 @@ void run_soft(const Array& logits, const std::optional<Array>& gradient, const I
     lmlab::parallel_for(threads, count, 4, [&rows](int64_t begin, int64_t end) { visit_soft(rows, begin, end); });
 }
 
-void visit_soft_rows(Array logits, std::optional<Array> gradient, Integers token, std::optional<Integers> row,
+void visit_soft_rows(Matrix logits, std::optional<Matrix> gradient, Integers token, std::optional<Integers> row,
                      Array table, Array mass, std::optional<Array> scales, double scale, Array emo, Array lse,
                      double ce_weight, double emo_weight, double softcap, int threads) {
     Options options;

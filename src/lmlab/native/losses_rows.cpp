@@ -196,7 +196,7 @@ LMLAB_INLINE void visit_row(const Rows<T>& rows, int64_t i) {
     constexpr bool costed = kind == CostKind::cosines || kind == CostKind::costs;
     const Options& o = rows.options;
     const int64_t v = rows.v, t = rows.target[i], token = rows.token[i];
-    const int64_t where = (rows.row ? rows.row[i] : i) * v;
+    const int64_t where = (rows.row ? rows.row[i] : i) * rows.stride;
     const T* u = rows.logits + where;
     const S* c = costed ? rows.table + rows.index[i] * v : nullptr;
     const Extras<S> extras = extras_of<S, plain>(o);
@@ -257,7 +257,7 @@ template <class T, bool plain>
 LMLAB_INLINE void visit_soft_row(const Rows<T>& rows, int64_t i) {
     using S = Scalar<T>;
     const Options& o = rows.options;
-    const int64_t v = rows.v, token = rows.token[i], where = (rows.row ? rows.row[i] : i) * v;
+    const int64_t v = rows.v, token = rows.token[i], where = (rows.row ? rows.row[i] : i) * rows.stride;
     const T* u = rows.logits + where;
     const S* c = rows.table + i * v;
     const Extras<S> extras = extras_of<S, plain>(o);

@@ -41,6 +41,7 @@ struct Rows {
     S* lse;
     bool* correct;
     int64_t v;
+    int64_t stride;          // from one row of logits, and of gradient, to the next
     double scale;
     CostKind cost;
     Options options;
