@@ -1,17 +1,22 @@
 """The recall model's data is what it says: repeated passages, and pairs that are asked for again."""
 
+import re
+
 import pytest
 
 from lmlab.evaluate.recall import ALPHABET, recall_documents
 
 
-def test_even_documents_repeat_a_passage() -> None:
-    for text in recall_documents(40, train_length=64, seed=3)[::2]:
+def test_a_third_of_the_documents_repeat_a_passage() -> None:
+    used = set()
+    for text in recall_documents(60, train_length=64, length=200, seed=3)[::3]:
         assert any(text[p:] == text[:-p] for p in range(8, 52))
+        used.add(len(set(text)))
+    assert min(used) < 12 and max(used) > 24
 
 
-def test_odd_documents_ask_for_pairs_already_given() -> None:
-    for text in recall_documents(40, train_length=64, symbols=10, seed=3)[1::2]:
+def test_a_third_ask_for_pairs_already_given() -> None:
+    for text in recall_documents(60, train_length=64, symbols=10, seed=3)[1::3]:
         known: dict[str, str] = {}
         again = 0
         for key, value in zip(text[::2], text[1::2], strict=False):
@@ -20,9 +25,17 @@ def test_odd_documents_ask_for_pairs_already_given() -> None:
         assert again >= len(known) // 2
 
 
+def test_a_third_come_back_to_a_note_of_digits() -> None:
+    for text in recall_documents(60, train_length=64, length=400, seed=3)[2::3]:
+        notes = re.findall(r"[+-][0-9]*", text)[:-1]  # the last one may be cut
+        assert len(set(notes)) == 1 and 4 <= len(notes[0]) <= 9 and len(notes) > 5
+        assert max(map(len, re.split(r"[+-][0-9]+", text))) < 64 // 3
+
+
 def test_one_byte_a_symbol_and_the_same_from_the_same_seed() -> None:
     documents = recall_documents(6, train_length=32, symbols=5, seed=1)
     assert {len(text.encode()) for text in documents} == {33}
+    assert {len(text) for text in recall_documents(6, train_length=32, length=7)} == {7}
     assert set("".join(documents)) <= set(ALPHABET[:5])
     assert documents[:3] == recall_documents(3, train_length=32, symbols=5, seed=1)
     assert documents != recall_documents(6, train_length=32, symbols=5, seed=2)
@@ -33,8 +46,9 @@ def test_one_byte_a_symbol_and_the_same_from_the_same_seed() -> None:
     ("arguments", "message"),
     [
         ({"count": -1}, "count must be >= 0, got -1"),
+        ({"length": 0}, "length must be >= 1, got 0"),
         ({"train_length": 8}, "train_length must be >= 16, got 8"),
-        ({"symbols": 65}, "symbols must be between 2 and 64, got 65"),
+        ({"symbols": 65}, "symbols must be between 4 and 64, got 65"),
     ],
 )
 def test_bad_sizes_are_named(arguments: dict[str, int], message: str) -> None:

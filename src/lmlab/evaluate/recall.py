@@ -14,7 +14,10 @@ from torch import Tensor
 
 from lmlab.evaluate.length import Model, logits_of
 
-ALPHABET = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+-"
+LETTERS = string.ascii_uppercase + string.ascii_lowercase
+DIGITS = string.digits
+SIGNS = "+-"
+ALPHABET = LETTERS + DIGITS + SIGNS
 
 
 @dataclass(frozen=True)
@@ -96,24 +99,32 @@ def passkey(
     return cells
 
 
-def recall_documents(count: int, *, train_length: int, symbols: int = 64, seed: int = 0) -> list[str]:
-    """The data of the recall model: `count` texts of train_length + 1 characters (train_length targets).
+def recall_documents(
+    count: int, *, train_length: int, length: int | None = None, symbols: int = 64, seed: int = 0
+) -> list[str]:
+    """The data of the recall model: `count` texts of `length` characters (None: train_length + 1, which makes
+    train_length targets). One byte a symbol, and three kinds in turn, none of which can be guessed without
+    looking back, by at most train_length however long the text is:
 
-    One byte a symbol. Even ones repeat a random passage of 8 … 0.8·T₀ symbols. Odd ones list pairs of a key
-    and a value, each key once, and then ask for them again and again in random order. Document n is the same
-    whatever `count` is."""
+    - a random passage of 8 … 0.8·T₀ symbols, again and again, written in 8 … `symbols` different ones;
+    - pairs of a key and a value, each key once, and then asked for again and again in random order;
+    - a note of 3 … 8 digits after a sign, again and again between letters (all of it in `ALPHABET`'s order).
+
+    Document n is the same whatever `count` is."""
     if count < 0:
         raise ValueError(f"count must be >= 0, got {count}")
     if train_length < 16:
         raise ValueError(f"train_length must be >= 16, got {train_length}")
-    if not 2 <= symbols <= len(ALPHABET):
-        raise ValueError(f"symbols must be between 2 and {len(ALPHABET)}, got {symbols}")
-    length = train_length + 1
+    if not 4 <= symbols <= len(ALPHABET):
+        raise ValueError(f"symbols must be between 4 and {len(ALPHABET)}, got {symbols}")
+    size = train_length + 1 if length is None else length
+    if size < 1:
+        raise ValueError(f"length must be >= 1, got {length}")
     documents = []
     for index in range(count):
         draw = np.random.default_rng([seed, index])
-        ids = _pairs(draw, length, symbols) if index % 2 else _passage(draw, length, symbols)
-        documents.append("".join(ALPHABET[x] for x in ids))
+        kind = (_passage, _pairs, _notes)[index % 3]
+        documents.append("".join(ALPHABET[x] for x in kind(draw, size, train_length, symbols)))
     return documents
 
 
@@ -124,15 +135,33 @@ def _symbols(vocab: int | Sequence[int], without: int | None = None) -> Tensor:
     return torch.tensor(ids, dtype=torch.int64)
 
 
-def _passage(draw: np.random.Generator, length: int, symbols: int) -> np.ndarray:
-    period = int(draw.integers(8, int(0.8 * (length - 1)) + 1))
-    return np.resize(draw.integers(symbols, size=period), length)
+def _passage(draw: np.random.Generator, length: int, trained: int, symbols: int) -> np.ndarray:
+    """Few symbols in a passage make runs of several of them the only way to tell places apart."""
+    period = int(draw.integers(8, int(0.8 * trained) + 1))
+    least = min(8, symbols)
+    known = draw.permutation(symbols)[: round(least * (symbols / least) ** draw.random())]
+    return np.resize(known[draw.integers(len(known), size=period)], length)
 
 
-def _pairs(draw: np.random.Generator, length: int, symbols: int) -> np.ndarray:
-    most = min(symbols, length // 4)  # at least as many questions as pairs
+def _pairs(draw: np.random.Generator, length: int, trained: int, symbols: int) -> np.ndarray:
+    most = min(symbols, trained // 4)  # at least as many questions as pairs
     keys = draw.permutation(symbols)[: int(draw.integers(2, most + 1))]
     pairs = np.stack([keys, draw.integers(symbols, size=len(keys))], axis=1)
     rounds = -(-length // (2 * len(keys)))
     asked = [pairs[draw.permutation(len(keys))] for _ in range(rounds)]
     return np.concatenate([pairs, *asked]).reshape(-1)[:length]
+
+
+def _notes(draw: np.random.Generator, length: int, trained: int, symbols: int) -> np.ndarray:
+    digits, signs = max(1, symbols * 10 // 64), max(1, symbols * 2 // 64)
+    letters = symbols - digits - signs
+    text = draw.integers(letters, size=length)
+    sign = letters + digits + draw.integers(signs)
+    note = np.append(sign, letters + draw.integers(digits, size=draw.integers(3, 9)))
+    at = 0
+    while at < length:
+        at += int(draw.integers(0, trained // 3))
+        end = min(at + len(note), length)
+        text[at:end] = note[: max(0, end - at)]
+        at = end
+    return text

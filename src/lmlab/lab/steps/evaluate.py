@@ -143,7 +143,8 @@ class LengthTests:
     contexts: list[int]
     last: int
     passkey: PasskeyOptions | None = None
-    symbols: Sequence[int] = ()  # the ids of which the passkey test's text is made
+    symbols: Sequence[int] = ()  # the ids that texts are made of
+    note: Mapping[str, Any] | None = None  # the passkey test's vocab, marker and filler; None: of `symbols`
     seed: int = 0
     recall: bool = False  # a text of passages that come again: how much of a repeat is right is asked, too
 
@@ -168,6 +169,7 @@ class LengthTests:
             options.last,
             asked,
             sorted(set(ids.flatten().tolist())),
+            recall_note(tokens) if recall else None,
             recipe.seed,
             recall,
         )
@@ -181,7 +183,7 @@ class LengthTests:
             found += methods * COPIES * sum(self.contexts)
         if self.passkey is not None:
             cells = len(self.passkey.depths) * sum(self.passkey.lengths or self.contexts)
-            found += (methods - 1) * self.passkey.trials * cells
+            found += methods * self.passkey.trials * cells
         return found
 
     def length(self, count: Count) -> dict[str, Any]:
@@ -257,22 +259,23 @@ class LengthTests:
     def passkeys(self, count: Count = lambda amount: None) -> list[dict[str, Any]] | None:
         """How often a key is found again, by method, length and depth."""
         from lmlab.evaluate import passkey
-        from lmlab.rope import Extension
+        from lmlab.rope import Extension, Window
 
         if self.passkey is None:
             return None
         marker, *symbols = self.symbols
+        text = self.note or {"marker": marker, "vocab": symbols}
+        methods = {"none": Extension(), "window": Extension((Window(self.trained),)), **self.extensions}
         rows = []
-        for name, extension in ({"none": Extension()} | dict(self.extensions)).items():
+        for name, extension in methods.items():
             cells = passkey(
                 self._under(extension, count),
                 lengths=list(self.passkey.lengths or self.contexts),
                 depths=list(self.passkey.depths),
-                vocab=symbols,
-                marker=marker,
                 key=self.passkey.key,
                 trials=self.passkey.trials,
                 seed=self.seed,
+                **text,
             )
             rows += [{"method": name, **asdict(cell)} for cell in cells]
         return rows
@@ -333,6 +336,16 @@ def recall_rows(tokens: Path, length: int, seed: int) -> torch.Tensor:
             "the length test of the recall corpus needs one token a symbol: set tokenize.vocab_size = 256"
         )
     return torch.tensor(rows)
+
+
+def recall_note(tokens: Path) -> dict[str, Any]:
+    """The passkey of the recall corpus: digits after a sign, in a text of letters, as its notes are."""
+    from lmlab.evaluate.recall import DIGITS, LETTERS, SIGNS
+    from lmlab.tokenize import Tokenizer
+
+    tokenizer = Tokenizer.load(tokens / "tokenizer.json")
+    letters, digits, signs = (tokenizer.encode(x) for x in (LETTERS, DIGITS, SIGNS))
+    return {"marker": int(signs[0]), "vocab": [*map(int, digits)], "filler": [*map(int, letters)]}
 
 
 def _edges(trained: int, longest: int) -> list[int]:

@@ -1,4 +1,5 @@
-"""The corpus `recall`: passages that come again, and pairs that are asked for; nothing else can be learned."""
+"""The corpus `recall`: passages that come again, pairs that are asked for, notes that are read again; nothing
+else can be learned."""
 
 from __future__ import annotations
 
@@ -9,12 +10,16 @@ from functools import partial
 from lmlab.lab.sources import Source
 
 BYTES = 2_000_000  # of text where the recipe names no max_bytes
+LENGTHS = 16  # trained lengths in a document: a training row, cut anywhere, seldom holds two of them
 
 
 def recall_source(length: int, seed: int, max_bytes: int | None) -> Source:
-    """Documents of `length` + 1 symbols, one a line, as many as `max_bytes` holds (two at least)."""
+    """Documents of LENGTHS · `length` symbols, one a line, as many as `max_bytes` holds (three at least).
+
+    What comes again does so within `length` symbols."""
     from lmlab.evaluate import recall_documents
 
-    count = max(2, (BYTES if max_bytes is None else max_bytes) // (length + 1))
-    text = "\n".join(recall_documents(count, train_length=length, seed=seed)).encode()
+    size = LENGTHS * length
+    count = max(3, (BYTES if max_bytes is None else max_bytes) // (size + 1))
+    text = "\n".join(recall_documents(count, train_length=length, length=size, seed=seed)).encode()
     return Source("recall", "lines", partial(io.BytesIO, text), hashlib.sha256(text).hexdigest())
