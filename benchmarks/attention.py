@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.dlpack import to_dlpack
 
 from lmlab.attention import VQState, attention_scale, gradient_norm, vq_attention
 from lmlab.lab.bench import Row, benchmark, compare
@@ -150,10 +151,10 @@ def decode(quick: bool) -> Iterator[Row]:
 
         def alone(state: VQState = state, out: Tensor = out) -> None:
             native.step(
-                q=q.view(1, heads, 1, WIDTH), key=k.view(1, heads, WIDTH), value=v.view(1, heads, WIDTH),
-                codebook=book, bias=bias.view(heads, 1, w), mask=None, count=state.count, mean=state.mean,
-                recent_codes=state.recent_codes, recent_values=state.recent_values, out=out,
-                position=state.position, window=w,
+                q=to_dlpack(q), key=to_dlpack(k), value=to_dlpack(v), codebook=to_dlpack(book), bias=to_dlpack(bias),
+                mask=None, count=to_dlpack(state.count), mean=to_dlpack(state.mean),
+                recent_codes=to_dlpack(state.recent_codes), recent_values=to_dlpack(state.recent_values),
+                seen=to_dlpack(state.seen), out=to_dlpack(out), scale=WIDTH**-0.5, position=state.position, window=w,
             )  # fmt: skip
             state.position += 1
 

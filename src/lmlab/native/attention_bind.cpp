@@ -90,22 +90,24 @@ template <class T>
 void bind_step(nb::module_& m) {
     m.def(
         "step",
-        [](In<T, 4> q, In<T, 3> key, In<T, 3> value, In<T, 3> codebook, std::optional<In<T, 3>> bias,
+        [](In<T, 4> q, In<T, 4> key, In<T, 4> value, In<T, 3> codebook, std::optional<In<T, 2>> bias,
            std::optional<In<bool, 2>> mask, Out<T, 3> count, Out<T, 4> mean, Out<int64_t, 3> recent_codes,
-           Out<T, 4> recent_values, Out<T, 4> out, int64_t position, int64_t window) {
+           Out<T, 4> recent_values, Out<int64_t, 1> seen, Out<T, 4> out, double scale,
+           int64_t position, int64_t window) {
             Shape n{};
-            n.lanes = static_cast<int64_t>(q.shape(0) * q.shape(1)), n.heads = static_cast<int64_t>(q.shape(1));
-            n.m = static_cast<int64_t>(q.shape(2)), n.d = static_cast<int64_t>(q.shape(3)), n.t = 1;
-            n.s = static_cast<int64_t>(codebook.shape(1)), n.e = static_cast<int64_t>(value.shape(2));
+            n.heads = static_cast<int64_t>(key.shape(1)), n.lanes = static_cast<int64_t>(q.shape(0)) * n.heads;
+            n.m = static_cast<int64_t>(q.shape(1)) / n.heads, n.d = static_cast<int64_t>(q.shape(3)), n.t = 1;
+            n.s = static_cast<int64_t>(codebook.shape(1)), n.e = static_cast<int64_t>(value.shape(3));
             n.r = static_cast<int64_t>(recent_codes.shape(2)), n.w = window;
             const Step<T> one{q.data(), key.data(), value.data(), codebook.data(), pointer(bias), pointer(mask),
-                              count.data(), mean.data(), recent_codes.data(), recent_values.data(), position, out.data()};
+                              count.data(), mean.data(), recent_codes.data(), recent_values.data(), seen.data(), position, out.data(),
+                              static_cast<T>(scale)};
             nb::gil_scoped_release release;
             step(one, n);
         },
         nb::arg("q"), nb::arg("key"), nb::arg("value"), nb::arg("codebook"), nb::arg("bias").none(), nb::arg("mask").none(),
-        nb::arg("count"), nb::arg("mean"), nb::arg("recent_codes"), nb::arg("recent_values"), nb::arg("out"),
-        nb::arg("position"), nb::arg("window"));
+        nb::arg("count"), nb::arg("mean"), nb::arg("recent_codes"), nb::arg("recent_values"), nb::arg("seen"),
+        nb::arg("out"), nb::arg("scale"), nb::arg("position"), nb::arg("window"));
 }
 
 }  // namespace

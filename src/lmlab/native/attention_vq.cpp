@@ -156,33 +156,57 @@ LMLAB_INLINE void forward_lane(const Tensors<T>& all, const Shape& n, int64_t la
     merged.write(all.count + lane * n.s, all.mean + lane * n.s * n.e);
 }
 
-// |c|^2 / 2 - k . c = sum of c (c / 2 - k).
-template <class T>
-LMLAB_INLINE T half_distance(const T* key, const T* code, int64_t d) {
+// From the codes c[0], c[1] .. of `count` <= 4: q . c, or with Distance |c|^2 / 2 - q . c = sum of c (c / 2 - q).
+template <bool Distance, class T>
+LMLAB_INLINE void row_by_four(const T* q, const T* codes, int64_t count, int64_t d, T* out) {
     using V = typename Lanes<T>::vector;
     constexpr int64_t lanes = Lanes<T>::count;
-    V sum{};
+    const T* c[4];
+    for (int64_t i = 0; i < 4; ++i) c[i] = codes + std::min(i, count - 1) * d;
+    V sum[4]{};
     int64_t x = 0;
     for (; x + lanes <= d; x += lanes) {
-        const V c = load(code + x);
-        sum += c * (c * T(0.5) - load(key + x));
+        const V here = load(q + x);
+        for (int i = 0; i < 4; ++i) {
+            const V code = load(c[i] + x);
+            sum[i] += code * (Distance ? code * T(0.5) - here : here);
+        }
     }
-    T rest = sum_lanes(sum);
-    for (; x < d; ++x) rest += code[x] * (code[x] * T(0.5) - key[x]);
-    return rest;
+    T four[4];
+    sum_lanes_of_four(sum, four);
+    for (int64_t i = 0; i < count; ++i) {
+        for (int64_t y = x; y < d; ++y) four[i] += c[i][y] * (Distance ? c[i][y] * T(0.5) - q[y] : q[y]);
+        out[i] = four[i];
+    }
 }
 
-// out += weight * values, e wide.
+// out += sum over k of weights[k] * rows[k], e wide, two sums at a time so that one needn't wait for the other.
 template <class T>
-LMLAB_INLINE void add_scaled(T* out, T weight, const T* values, int64_t e) {
+LMLAB_INLINE void mix_one(const T* weights, const T* rows, int64_t count, int64_t e, T* out) {
+    using V = typename Lanes<T>::vector;
     constexpr int64_t lanes = Lanes<T>::count;
     int64_t x = 0;
-    for (; x + lanes <= e; x += lanes) store(out + x, load(out + x) + load(values + x) * weight);
-    for (; x < e; ++x) out[x] += values[x] * weight;
+    for (; x + 4 * lanes <= e; x += 4 * lanes) {
+        V even[4], odd[4]{};
+        for (int i = 0; i < 4; ++i) even[i] = load(out + x + i * lanes);
+        int64_t k = 0;
+        for (; k + 2 <= count; k += 2)
+            for (int i = 0; i < 4; ++i) {
+                even[i] += load(rows + k * e + x + i * lanes) * weights[k];
+                odd[i] += load(rows + (k + 1) * e + x + i * lanes) * weights[k + 1];
+            }
+        if (k < count)
+            for (int i = 0; i < 4; ++i) even[i] += load(rows + k * e + x + i * lanes) * weights[k];
+        for (int i = 0; i < 4; ++i) store(out + x + i * lanes, even[i] + odd[i]);
+    }
+    if (x < e)
+        for (int64_t k = 0; k < count; ++k)
+            for (int64_t y = x; y < e; ++y) out[y] += weights[k] * rows[k * e + y];
 }
 
 template <class T>
 LMLAB_INLINE void step_lane(const Step<T>& one, const Shape& n, int64_t lane) {
+    using V = typename Lanes<T>::vector;
     constexpr int64_t lanes = Lanes<T>::count;
     constexpr T none = -std::numeric_limits<T>::infinity();
     const int64_t head = lane % n.heads;
@@ -193,47 +217,52 @@ LMLAB_INLINE void step_lane(const Step<T>& one, const Shape& n, int64_t lane) {
     T* ring_values = one.recent_values + lane * n.r * n.e;
     const T* value = one.value + lane * n.e;
 
-    int64_t code = -1;
-    if (!one.mask || one.mask[lane]) {
-        T least = std::numeric_limits<T>::infinity();
-        code = 0;
-        for (int64_t c = 0; c < n.s; ++c) {
-            const T score = half_distance(one.key + lane * n.d, codebook + c * n.d, n.d);
-            if (score < least) least = score, code = c;
+    // the codebook is read once: four codes against the key, then against every query
+    const bool seen = !one.mask || one.mask[lane / n.heads];
+    const int64_t padded = (n.s + lanes - 1) / lanes * lanes, ring_padded = (n.r + 1 + lanes - 1) / lanes * lanes;
+    const int64_t width = padded + ring_padded;
+    std::vector<T> weights(static_cast<size_t>(n.m * width), none);
+    int64_t code = seen ? 0 : -1;
+    T least = std::numeric_limits<T>::infinity();
+    for (int64_t c = 0; c < n.s; c += 4) {
+        const int64_t four = std::min<int64_t>(4, n.s - c);
+        if (seen) {
+            T score[4];
+            row_by_four<true>(one.key + lane * n.d, codebook + c * n.d, four, n.d, score);
+            for (int64_t i = 0; i < four; ++i)
+                if (score[i] < least) least = score[i], code = c + i;
         }
+        for (int64_t x = 0; x < n.m; ++x)
+            row_by_four<false>(one.q + (lane * n.m + x) * n.d, codebook + c * n.d, four, n.d, weights.data() + x * width + c);
     }
-    const auto place = [&](int64_t back) { return ((one.position - back) % n.r + n.r) % n.r; };
-    const int64_t entries = n.s + n.r + 1, padded = (entries + lanes - 1) / lanes * lanes;
-    std::vector<T> weight(static_cast<size_t>(padded));
+    const int64_t oldest = n.r ? one.position % n.r : 0;  // place of the key that leaves
     for (int64_t x = 0; x < n.m; ++x) {
-        const T* q = one.q + (lane * n.m + x) * n.d;
+        T* weight = weights.data() + x * width;
+        T* near = weight + padded;  // by place in the ring, then the new key
         T* out = one.out + (lane * n.m + x) * n.e;
         const T* bias = one.bias ? one.bias + (head * n.m + x) * n.w : nullptr;
-        for (int64_t c = 0; c < n.s; ++c) weight[c] = dot(q, codebook + c * n.d, n.d);
-        T* near = weight.data() + n.s;  // by distance, 0 is the new key
-        for (int64_t back = 0; back <= n.r; ++back) {
-            const int64_t z = back == 0 ? code : ring[place(back)];
-            near[back] = z < 0 ? none : weight[z] + (bias && back < n.w ? bias[back] : T(0));
+        for (int64_t c = 0; c < n.s; ++c) weight[c] *= one.scale;
+        for (int64_t place = 0; place < n.r; ++place) {
+            const int64_t back = place < oldest ? oldest - place : oldest - place + n.r;
+            if (ring[place] >= 0) near[place] = weight[ring[place]] + (bias && back < n.w ? bias[back] : T(0));
         }
-        for (int64_t c = 0; c < n.s; ++c)
-            if (!(count[c] > 0)) weight[c] = none;
-        std::fill(weight.begin() + entries, weight.end(), none);
-        const T top = largest(weight.data(), padded, std::numeric_limits<T>::lowest());
-        T total = exponentials(weight.data(), padded, top);
-        for (int64_t c = 0; c < n.s; ++c) {  // count times exp(logit) is exp(logit + ln count), without a logarithm
-            total += weight[c] * (count[c] - T(1));
-            weight[c] *= count[c];
-        }
+        if (code >= 0) near[n.r] = weight[code] + (bias ? bias[0] : T(0));
+        for (int64_t c = 0; c < n.s; ++c) weight[c] = count[c] > 0 ? weight[c] : none;
+        const T top = largest(weight, width, std::numeric_limits<T>::lowest());
+        exponentials(weight, width, top);
+        for (int64_t c = 0; c < n.s; ++c) weight[c] *= count[c];  // no logarithm: exp(logit) count = exp(logit + ln count)
+        V sum{};
+        for (int64_t c = 0; c < width; c += lanes) sum += load(weight + c);
+        const T total = sum_lanes(sum);
         std::fill(out, out + n.e, T(0));
         if (!(total > 0)) continue;
-        const T scale = T(1) / total;
-        for (int64_t c = 0; c < n.s; ++c)
-            if (weight[c] > 0) add_scaled(out, weight[c] * scale, mean + c * n.e, n.e);
-        for (int64_t back = 0; back <= n.r; ++back)
-            if (near[back] > 0) add_scaled(out, near[back] * scale, back == 0 ? value : ring_values + place(back) * n.e, n.e);
+        const V share = V{} + T(1) / total;
+        for (int64_t c = 0; c < width; c += lanes) store(weight + c, load(weight + c) * share);
+        mix_one(weight, mean, n.s, n.e, out);
+        mix_one(near, ring_values, n.r, n.e, out);
+        mix_one(near + n.r, value, 1, n.e, out);
     }
     // the key that falls out of the ring is merged; without a ring the new one is
-    const int64_t oldest = n.r ? place(0) : 0;
     const int64_t leaving = n.r ? ring[oldest] : code;
     if (leaving >= 0) {
         const T* gone = n.r ? ring_values + oldest * n.e : value;
@@ -296,10 +325,19 @@ void forward(const Tensors<double>& all, const Shape& n, int threads) {
     });
 }
 
+namespace {
+template <class T>
+void count_seen(const Step<T>& one, const Shape& n) {
+    for (int64_t x = 0; x < n.lanes / n.heads; ++x) one.seen[x] += !one.mask || one.mask[x];
+}
+}  // namespace
+
 void step(const Step<float>& one, const Shape& n) {
+    count_seen(one, n);
     for (int64_t lane = 0; lane < n.lanes; ++lane) step_f32(one, n, lane);
 }
 void step(const Step<double>& one, const Shape& n) {
+    count_seen(one, n);
     for (int64_t lane = 0; lane < n.lanes; ++lane) step_f64(one, n, lane);
 }
 

@@ -71,8 +71,8 @@ struct Gradient {
 void backward(const States<float>& states, const Gradient<float>& gradient, const Shape& shape, int threads);
 void backward(const States<double>& states, const Gradient<double>& gradient, const Shape& shape, int threads);
 
-// One token: q [lanes m d], key [lanes d], value [lanes e]; the ring of r recent keys, recent_codes [lanes r] and
-// recent_values [lanes r e], and the merged ones move on in place. NaN in a key gives code 0.
+// One token: q [lanes m d], key [lanes d], value [lanes e], bias [heads m w]; the ring of r recent keys, recent_codes
+// [lanes r] and recent_values [lanes r e], and the merged ones move on in place. NaN in a key gives code 0.
 template <class T>
 struct Step {
     const T* q;
@@ -80,13 +80,15 @@ struct Step {
     const T* value;
     const T* codebook;
     const T* bias;
-    const bool* mask;  // [lanes] or null
+    const bool* mask;  // [batch] or null
     T* count;
     T* mean;
     int64_t* recent_codes;
     T* recent_values;
+    int64_t* seen;  // [batch], keys so far
     int64_t position;
     T* out;
+    T scale;  // of q . k
 };
 void step(const Step<float>& one, const Shape& shape);
 void step(const Step<double>& one, const Shape& shape);

@@ -104,6 +104,31 @@ LMLAB_INLINE double sum_lanes(f64x8 x) {
     return (low[0] + low[2]) + (low[1] + low[3]);
 }
 
+// The sums of all lanes of four vectors; each is summed in the order of sum_lanes.
+LMLAB_INLINE void sum_lanes_of_four(const f32x16* x, float* out) {
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+    using f32x8 = float __attribute__((vector_size(32)));
+    using f32x4 = float __attribute__((vector_size(16)));
+    f32x4 part[4];
+    for (int i = 0; i < 4; ++i) {
+        const f32x8 half = __builtin_shufflevector(x[i], x[i], 0, 1, 2, 3, 4, 5, 6, 7) +
+                           __builtin_shufflevector(x[i], x[i], 8, 9, 10, 11, 12, 13, 14, 15);
+        part[i] = __builtin_shufflevector(half, half, 0, 1, 2, 3) + __builtin_shufflevector(half, half, 4, 5, 6, 7);
+    }
+    const f32x4 low = __builtin_shufflevector(part[0], part[1], 0, 4, 1, 5) + __builtin_shufflevector(part[0], part[1], 2, 6, 3, 7);
+    const f32x4 high = __builtin_shufflevector(part[2], part[3], 0, 4, 1, 5) + __builtin_shufflevector(part[2], part[3], 2, 6, 3, 7);
+    const f32x4 sum = __builtin_shufflevector(low, high, 0, 1, 4, 5) + __builtin_shufflevector(low, high, 2, 3, 6, 7);
+    std::memcpy(out, &sum, sizeof sum);
+    return;
+#endif
+#endif
+    for (int i = 0; i < 4; ++i) out[i] = sum_lanes(x[i]);
+}
+LMLAB_INLINE void sum_lanes_of_four(const f64x8* x, double* out) {
+    for (int i = 0; i < 4; ++i) out[i] = sum_lanes(x[i]);
+}
+
 template <class T>
 LMLAB_INLINE T dot(const T* a, const T* b, int64_t d) {
     using V = typename Lanes<T>::vector;
