@@ -31,7 +31,8 @@ def atomic_write(
     `mode` is "wb" or "w" (then `encoding`, by default UTF-8). The bytes go to `.<name>.<random>.tmp` beside
     the target; at the end of the block they are flushed and fsynced, the file takes the target's name, and
     the directory is fsynced (`fsync=False` leaves both out: whole after a killed process, not after a power
-    cut). On any exception, Ctrl-C too, the temporary file is removed and the exception passes untouched.
+    cut). On any exception, Ctrl-C too, the temporary file is removed and the exception passes; an OSError of
+    the writing gets the name of the file.
     Permissions are the existing target's, else 0666 & ~umask. A symlink keeps pointing: its target is
     replaced.
 
@@ -45,6 +46,16 @@ def atomic_write(
     if mode == "wb" and encoding is not None:
         raise ValueError(f"encoding: only for mode 'w', got {encoding!r} with mode 'wb'")
     return _AtomicFile(os.fspath(path), mode, encoding or ("utf-8" if mode == "w" else None), fsync)
+
+
+# What a write through a descriptor fails with: of all of them the system says no file.
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def _name(error: BaseException, path: str) -> None:
+    """ "No space left on device" says no more than that: say which file couldn't be written."""
+    if isinstance(error, OSError) and error.filename is None:
+        error.filename = path
 
 
 class _AtomicFile(AbstractContextManager[IO[Any]]):
@@ -81,6 +92,8 @@ class _AtomicFile(AbstractContextManager[IO[Any]]):
     ) -> None:
         assert self._file is not None
         if kind is not None:
+            if isinstance(error, OSError) and error.errno in _OF_WRITING:
+                _name(error, self._path)
             # The error of the body is the news; that the rest could not be flushed is not.
             with contextlib.suppress(Exception):
                 self._file.close()
@@ -97,7 +110,8 @@ class _AtomicFile(AbstractContextManager[IO[Any]]):
             finally:
                 os.close(self._descriptor)
             os.replace(self._temporary, self._target)  # noqa: PTH105
-        except BaseException:
+        except BaseException as failure:
+            _name(failure, self._path)
             self._remove()
             raise
         if self._fsync:
@@ -135,6 +149,7 @@ def _fsync_directory(directory: str) -> None:
         os.fsync(descriptor)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            _name(error, directory)
             raise
     finally:
         os.close(descriptor)
