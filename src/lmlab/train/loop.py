@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lmlab.model import CheckpointError, ConfigError, Decoder
-from lmlab.retry import Retry
+from lmlab.retry import Retry, disk
 from lmlab.train.config import TrainConfig
 from lmlab.train.data import TokenFile
 from lmlab.train.errors import TrainingError
