@@ -153,6 +153,9 @@ def test_what_cannot_be_converted_is_said(home: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="qk_norm"):
         convert(tmp_path / "normed", tmp_path / "x", to="llama")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "normed"]
+    convert(home, tmp_path / "hf", to="hf")
+    with pytest.raises(CheckpointError, match="in transformers' form"):
+        Decoder.load(tmp_path / "hf")
 
 
 def test_registering_twice_is_the_same() -> None:

@@ -74,6 +74,10 @@ def read_config(path: Path) -> DecoderConfig:
             f"{path}: model_type must be {MODEL_TYPE!r}, found {found!r}; lmlab.hf.convert(source, target, "
             'to="lmlab") converts a Llama'
         )
+    if MODEL_TYPE in values:
+        raise CheckpointError(
+            f'{path} is of a model in transformers\' form; lmlab.hf.convert(source, target, to="lmlab") first'
+        )
     try:
         return DecoderConfig.from_dict(values)
     except ConfigError as error:
