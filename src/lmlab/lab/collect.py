@@ -108,6 +108,7 @@ def arm_metrics(stages: Mapping[str, Done]) -> dict[str, Any]:
     return {
         "bits_per_byte": evaluate.get("bits_per_byte"),
         "bytes_per_token": evaluate.get("bytes_per_token"),
+        "typos": evaluate.get("typos"),
         **{key: train.get(key) for key in keys},
         "samples": stages["generate"].result["samples"] if "generate" in stages else None,
         "length": _length(evaluate.get("length")),

@@ -134,10 +134,13 @@ class EvaluateOptions:
     max_bytes: int = 200_000
     stride: int | None = None
     batch_size: int = 16
+    typos: float | None = None  # share of letters that go wrong in a second measurement
     length: LengthOptions | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
+        good = self.typos is None or 0 < self.typos <= 0.5
+        require(good, "typos", "a share of letters, above 0 and at most 0.5", self.typos)
         _at_least(self, 1, "max_bytes", "stride", "batch_size")
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import stdev
 
-from lmlab.lab.report import length, losses
+from lmlab.lab.report import cutting, length, losses
 from lmlab.lab.report.chart import Bar, bar_chart
 from lmlab.lab.report.figure import Figure, Panel, Section, Table, html_table
 from lmlab.lab.report.read import STAGES, RunFiles, Stage, get, mean
@@ -75,7 +75,7 @@ def floors(run: RunFiles) -> dict[str, float]:
 
 def verdict(run: RunFiles) -> str:
     """The result in plain words, as HTML: of a study the answer to its question."""
-    asked = losses.verdict(run) or length.verdict(run)
+    asked = losses.verdict(run) or length.verdict(run) or cutting.verdict(run)
     if asked is not None:
         return asked
     found = [o for o in outcomes(run) if o.bits is not None]
@@ -176,7 +176,7 @@ def _beside(bits: float, lzma: float | None) -> str:
 
 
 def section(run: RunFiles) -> Section:
-    figures = [f for f in (losses.answer(run), length.answer(run)) if f]
+    figures = [f for f in (losses.answer(run), length.answer(run), cutting.answer(run)) if f]
     found, known = outcomes(run), floors(run)
     if found:
         figures.append(_table(found, known))

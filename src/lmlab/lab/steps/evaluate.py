@@ -12,15 +12,17 @@ from lmlab.lab.progress import Advance
 from lmlab.lab.recipe import LengthOptions, PasskeyOptions, Recipe
 from lmlab.lab.sources import CorpusError
 from lmlab.lab.steps.job import Job
+from lmlab.lab.steps.typos import with_typos
 from lmlab.model.fields import to_plain
 
 if TYPE_CHECKING:
     import torch
 
+    from lmlab.evaluate import BitsPerByte
     from lmlab.model import Decoder
     from lmlab.rope import Extension
 
-VERSION = 2
+VERSION = 3
 INPUTS = ("corpus", "tokenize", "train")
 BASELINE_BYTES = 16 << 20  # of the training text that lzma sees: its time grows with it
 LENGTH_ROWS = 24  # documents of the length test
@@ -45,17 +47,26 @@ def work(job: Job) -> dict[str, Any]:
     tokenizer = Tokenizer.load(job.inputs["tokenize"] / "tokenizer.json")
     documents = list(first_documents(corpus / "held_out.jsonl", options.max_bytes))
     tests = None if options.length is None else LengthTests.of(job, model, options.length)
-    size = sum(len(text.encode()) for text in documents)
+    wrong = [] if options.typos is None else list(with_typos(documents, options.typos))
+    size = sum(len(text.encode()) for text in [*documents, *wrong])
     with job.display.work(job.label, size + (0 if tests is None else tests.tokens)) as advance:
         done = _Counter(advance)
-        bits = bits_per_byte(
-            model,
-            tokenizer,
-            done.counting(documents),
-            length=job.recipe.train.length,
-            stride=options.stride,
-            batch_size=options.batch_size,
-        )
+
+        def code(texts: Sequence[str]) -> BitsPerByte:
+            return bits_per_byte(
+                model,
+                tokenizer,
+                done.counting(texts),
+                length=job.recipe.train.length,
+                stride=options.stride,
+                batch_size=options.batch_size,
+            )
+
+        bits = code(documents)
+        typos = None
+        if wrong:
+            done.note = "with typing errors"
+            typos = {"share": options.typos, "bits_per_byte": code(wrong).value}
         done.note = "compressors"
         train = "".join(read_documents(corpus / "train.jsonl")).encode()
         baselines = byte_baselines(train[-BASELINE_BYTES:], "".join(documents).encode())
@@ -75,6 +86,7 @@ def work(job: Job) -> dict[str, Any]:
         "bytes": bits.bytes,
         "documents": bits.documents,
         "baselines": baselines,
+        "typos": typos,
         "length": length,
         "passkey": passkeys,
         "inside": measured,
