@@ -8,6 +8,7 @@
 
 #include "recurrent_dense.h"
 #include "recurrent_diagonal.h"
+#include "recurrent_matrix.h"
 #include "recurrent_scan.h"
 
 namespace nb = nanobind;
@@ -143,6 +144,29 @@ void bind_cells(nb::module_& m) {
         nb::arg("dy"), nb::arg("dh"), nb::arg("dc").none(), nb::arg("du"), nb::arg("dq").none(), nb::arg("threads"));
 }
 
+template <class T>
+void bind_products(nb::module_& m) {
+    m.def(
+        "rows_times",
+        [](In<T, 2> x, In<T, 2> w, std::optional<In<T, 1>> bias, Out<T, 2> out, bool transposed, int threads) {
+            const RowsTimes<T> all{x.data(), w.data(), pointer(bias), out.data(), static_cast<int64_t>(x.shape(0)),
+                                   static_cast<int64_t>(x.shape(1)), static_cast<int64_t>(out.shape(1)), transposed};
+            nb::gil_scoped_release release;
+            rows_times(all, threads);
+        },
+        nb::arg("x"), nb::arg("w"), nb::arg("bias").none(), nb::arg("out"), nb::arg("transposed"), nb::arg("threads"));
+    m.def(
+        "outer_sum",
+        [](In<T, 2> a, int64_t first, In<T, 2> b, Out<T, 2> out, std::optional<Out<T, 1>> sums, int threads) {
+            const OuterSum<T> all{a.data(), b.data(), out.data(), pointer(sums), static_cast<int64_t>(a.shape(0)),
+                                  static_cast<int64_t>(a.shape(1)), first, static_cast<int64_t>(out.shape(0)),
+                                  static_cast<int64_t>(out.shape(1))};
+            nb::gil_scoped_release release;
+            outer_sum(all, threads);
+        },
+        nb::arg("a"), nb::arg("first"), nb::arg("b"), nb::arg("out"), nb::arg("sums").none(), nb::arg("threads"));
+}
+
 }  // namespace
 
 void bind_recurrent(nb::module_& m) {
@@ -150,4 +174,6 @@ void bind_recurrent(nb::module_& m) {
     bind_scan<double>(m);
     bind_cells<float>(m);
     bind_cells<double>(m);
+    bind_products<float>(m);
+    bind_products<double>(m);
 }

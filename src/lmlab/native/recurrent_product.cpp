@@ -132,6 +132,8 @@ LMLAB_MULTIVERSION void multiply_f64(const Packed<double>& matrix, bool wide, co
     by_count(matrix, wide, in, out, count);
 }
 
+}  // namespace
+
 bool has_wide_registers() {
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl");
@@ -139,8 +141,6 @@ bool has_wide_registers() {
     return false;
 #endif
 }
-
-}  // namespace
 
 void multiply_add(const Packed<float>& matrix, const float* const* in, float* const* out, int64_t count) {
     static const bool wide = has_wide_registers();

@@ -27,4 +27,7 @@ struct Packed {
 void multiply_add(const Packed<float>& matrix, const float* const* in, float* const* out, int64_t count);
 void multiply_add(const Packed<double>& matrix, const double* const* in, double* const* out, int64_t count);
 
+// Whether the processor has 32 registers of 64 bytes.
+bool has_wide_registers();
+
 }  // namespace lmlab::recurrent

@@ -17,6 +17,8 @@ GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "GRU": 3, "LSTM": 4}
 BUDGET = 256 * 2**20
 """Bytes of gates that one call keeps for backward; above, they are computed again, some steps at a time."""
 LEAST_CHUNK = 64
+OWN_PRODUCTS = 512
+"""Matrices up to this size are multiplied by kernels made for tall, narrow products; larger ones by torch."""
 NEWTON_CHANNELS, NEWTON_STEPS = 6, 64
 """A diagonal cell with so few channels, and so many steps, is solved by Newton's method over time."""
 
@@ -146,7 +148,36 @@ def _loop(
 
 
 def _projected(x: Tensor, w_ih: Tensor, b_ih: Tensor | None) -> Tensor:
-    return x @ w_ih.T if b_ih is None else torch.addmm(b_ih, x, w_ih.T)
+    """x W_ihᵀ + b_ih"""
+    out = x.new_empty(x.shape[0], w_ih.shape[0])
+    if max(w_ih.shape) > OWN_PRODUCTS:
+        return torch.mm(x, w_ih.T, out=out) if b_ih is None else torch.addmm(b_ih, x, w_ih.T, out=out)
+    _native.recurrent.rows_times(x, _plain(w_ih), _plain(b_ih), out, True, torch.get_num_threads())
+    return out
+
+
+def _times(du: Tensor, w: Tensor) -> Tensor:
+    """du W"""
+    if max(w.shape) > OWN_PRODUCTS:
+        return du @ w
+    out = du.new_empty(du.shape[0], w.shape[1])
+    _native.recurrent.rows_times(du, _plain(w), None, out, False, torch.get_num_threads())
+    return out
+
+
+def _outer(du: Tensor, first: int, x: Tensor, out: Tensor, sums: Tensor | None) -> None:
+    """out = duᵀ x and sums = the column sums of du, over as many columns from `first` as out has rows."""
+    if max(out.shape) > OWN_PRODUCTS:
+        part = du[:, first : first + out.shape[0]]
+        torch.mm(part.T, x, out=out)
+        if sums is not None:
+            torch.sum(part, 0, out=sums)
+        return
+    _native.recurrent.outer_sum(du, first, x, out, sums, torch.get_num_threads())
+
+
+def _plain(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.detach().contiguous()
 
 
 class _Layer(torch.autograd.Function):
@@ -233,29 +264,24 @@ def _gradients(
         torch.get_num_threads(),
     )
     needs_x, needs_ih, needs_hh, needs_b_ih, needs_b_hh = needs[0], *needs[3:7]
-    d_x = du @ w_ih if needs_x else None
-    d_ih = du.T @ x if needs_ih else None
-    d_hh = d_b_ih = d_b_hh = None
+    d_x = _times(du, w_ih) if needs_x else None
+    d_ih, d_b_ih = torch.empty_like(w_ih), du.new_empty(du.shape[1])
+    _outer(du, 0, x.detach(), d_ih, d_b_ih)
+    d_hh = torch.empty_like(w_hh, memory_format=torch.contiguous_format)
+    d_b_hh = d_b_ih.clone()
     parts = [du] if dq is None else [du[:, : 2 * n], dq]
-    if needs_hh and diagonal:
-        d_hh = torch.cat(
-            [
-                (part.view(-1, part.shape[1] // n, n) * kept.prev[:, None]).sum(0).flatten()
-                for part in _whole(parts)
-            ]
-        )
-    elif needs_hh:
-        d_hh = w_hh.new_empty(w_hh.shape)
-        for part, rows_of in zip(parts, d_hh.split([part.shape[1] for part in parts]), strict=True):
-            torch.mm(part.T, kept.prev, out=rows_of)
-    if needs_b_ih or needs_b_hh:
-        d_b_ih = du.sum(0)
-        d_b_hh = d_b_ih if dq is None else torch.cat([d_b_ih[: 2 * n], dq.sum(0)])
-    return [d_x, d_ih, d_hh, d_b_ih if needs_b_ih else None, d_b_hh if needs_b_hh else None]
-
-
-def _whole(parts: list[Tensor]) -> list[Tensor]:
-    return [part.contiguous() for part in parts]
+    if diagonal:
+        products = [part.reshape(-1, part.shape[1] // n, n) * kept.prev[:, None] for part in parts]
+        torch.cat([product.sum(0).flatten() for product in products], out=d_hh)
+        d_b_hh = d_b_hh if dq is None else torch.cat([d_b_ih[: 2 * n], dq.sum(0)])
+    elif dq is None:
+        _outer(du, 0, kept.prev, d_hh, None)
+    else:
+        _outer(du, 0, kept.prev, d_hh[: 2 * n], None)
+        d_b_hh = torch.cat([d_b_ih[: 2 * n], du.new_empty(n)])
+        _outer(dq, 0, kept.prev, d_hh[2 * n :], d_b_hh[2 * n :])
+    found = zip((d_ih, d_hh, d_b_ih, d_b_hh), (needs_ih, needs_hh, needs_b_ih, needs_b_hh), strict=True)
+    return [d_x, *(gradient if need else None for gradient, need in found)]
 
 
 def _by_chunks(
