@@ -67,6 +67,11 @@ def trainer(kind: type, folder: Path, network: Any = None, **options: Any) -> An
     return kind(model=network or model(), args=args, train_dataset=data(), **rest)
 
 
+def emo() -> LinearLoss:
+    """CE and a part of EMO, with the cost of the model's head at its start."""
+    return LinearLoss(EMO("none", emo=0.3), Cost.frozen(model().lm_head.weight))
+
+
 def weights(ran: Any) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in ran.model.named_parameters()}
 
@@ -190,18 +195,18 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     ]
     errors = [worker.communicate(timeout=120)[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], errors
-    alone = trainer(fused_trainer(transformers.Trainer, LinearLoss()), tmp_path)
+    alone = trainer(fused_trainer(transformers.Trainer, emo()), tmp_path)
     alone.train()
     same(load_file(tmp_path / "weights.safetensors"), weights(alone))
     logged = json.loads((tmp_path / "log.json").read_text())
     for ours, theirs in zip(logged, alone.state.log_history, strict=True):
-        for key in {"loss", "ce", "accuracy"} & ours.keys():
+        for key in {"loss", "ce", "emo", "accuracy"} & ours.keys():
             assert ours[key] == pytest.approx(theirs[key], rel=1e-3)
 
 
 def work(folder: str) -> None:
     """One of two processes."""
-    kind = fused_trainer(transformers.Trainer, LinearLoss())
+    kind = fused_trainer(transformers.Trainer, emo())
     fused = trainer(kind, Path(folder), per_device_train_batch_size=1, ddp_backend="gloo")
     fused.train()
     if fused.args.process_index == 0:

@@ -101,6 +101,32 @@ def test_odd_sizes(loss: Loss, n: int, v: int, d: int) -> None:
     _agree(loss, *_case(n, v, d, seed=v))
 
 
+@pytest.mark.parametrize("name", [*NAMES, "mixed"])
+def test_a_tied_head_gets_the_gradient_of_both_ends(name: str) -> None:
+    """hidden is made of the head's own rows; the cost is of the same rows, and a constant."""
+    loss = MIXED if name == "mixed" else named_loss(name)
+    _, weight, bias, target = _case(13, 97, 7)
+    ids = torch.randint(0, 97, (13,), generator=torch.Generator().manual_seed(2))
+    c = reference.cosine_cost(weight)
+    for smoothing, z_loss, softcap, reduction in itertools.product(
+        (0.0, 0.1), (0.0, 1e-3), (None, 5.0), ("mean", "sum", "none")
+    ):
+        if isinstance(loss, TVD) and smoothing:
+            continue
+        options = {
+            "label_smoothing": smoothing, "z_loss": z_loss, "softcap": softcap, "reduction": reduction,
+            "bias": bias,
+        }  # fmt: skip
+        ours, theirs = (weight.clone().requires_grad_() for _ in range(2))
+        cost = Cost.live(ours) if softcap else Cost.frozen(ours)
+        value = linear_loss(torch.tanh(ours[ids]), ours, target, loss, cost=cost, **options)
+        truth = reference.linear_loss(torch.tanh(theirs[ids]), theirs, target, loss, c=c, **options)
+        torch.testing.assert_close(value, truth, rtol=1e-12, atol=1e-13)
+        upstream = torch.rand_like(truth)
+        a, b = (torch.autograd.grad(x, w, upstream)[0] for x, w in ((value, ours), (truth, theirs)))
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
 def test_leading_axes_and_num_items() -> None:
     hidden, weight, bias, target = _case(12, 17, 5)
     shaped = linear_loss(hidden.view(3, 4, 5), weight, target.view(3, 4), reduction="none")
