@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from extension_cases import EVERY, PLAIN, T0, bands, tensors
 from lmlab.attention import attend
 from lmlab.model import Decoder, DecoderConfig, DecoderState, PositionOptions
-from lmlab.rope import PI, DynamicNTK, LogN, LongRoPE, ReRoPE, YaRN
+from lmlab.rope import DCA, PI, DynamicNTK, LogN, LongRoPE, NTKAware, ReRoPE, Window, YaRN
 from lmlab.rope.reference import attend_reference
 
 
@@ -152,3 +152,15 @@ def test_the_decoder_s_cache_under_every_method(extension: Any) -> None:
         logits = model.step(torch.stack([ids[0, 30 + step], ids[1, 8 + step]])[:, None], joined)
         for row, length in enumerate((30, 8)):
             torch.testing.assert_close(logits[row], whole[row, length + step], rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+def test_a_decoder_within_its_trained_length_is_the_plain_one_bit_for_bit() -> None:
+    ids = torch.randint(23, (3, T0), generator=torch.Generator().manual_seed(2))
+    for model in (_decoder(None), _decoder(None).float()):
+        plain = model(ids)
+        for extension in (
+            *(Window(T0), ReRoPE(T0), DCA(T0, 0), PI(), NTKAware(), YaRN(), DynamicNTK(2), LogN()),
+            ReRoPE(T0) | LogN() | YaRN(),
+        ):
+            assert torch.equal(model(ids, extension=extension), plain)

@@ -60,7 +60,8 @@ class Attention(nn.Module):
         if self.q_gain is not None and self.k_gain is not None:
             q = add_norm(q, None, self.q_gain, self.eps, q.dtype)[1]
             k = add_norm(k, None, self.k_gain, self.eps, k.dtype)[1]
-        if plain and state is None and t <= LONGEST and available(qkv):
+        # not in evaluation: there a method that changes nothing at this length gives the plain bits
+        if plain and state is None and torch.is_grad_enabled() and t <= LONGEST and available(qkv):
             whole = qkv if self.q_gain is None else torch.cat((q, k, v), dim=2)
             return self.out(self._fused(whole).view(b, t, -1)), None, None
         if plain:
