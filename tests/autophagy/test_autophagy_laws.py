@@ -149,8 +149,8 @@ def test_the_plateaus_map_in_many_dimensions():
 @pytest.mark.parametrize("bias", [0.5, 0.8])
 def test_admissible_rows_are_where_the_map_crosses_one(bias):
     limit = theory.admissible_n_synth(bias)
-    n_s = [round(limit * 0.6), round(limit * 1.6)]
-    helps, harms = laws.phase_map([20_000], n_s, bias=bias, trials=1_000_000)[0]
+    n_s = [round(limit * 0.8), round(limit * 1.2)]
+    helps, harms = laws.phase_map([round(40 * limit)], n_s, bias=bias, trials=2_000_000)[0]
     assert helps > 1 > harms
 
 

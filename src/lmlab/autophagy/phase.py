@@ -16,7 +16,7 @@ from lmlab.autophagy.job import limited
 from lmlab.autophagy.random import rng_for
 from lmlab.autophagy.wishart import bartlett
 
-_BLOCK_BYTES = 64 << 20
+_BLOCK_BYTES, _BLOCK_TRIALS = 64 << 20, 1 << 15  # passes over arrays of more trials would leave the cache
 _SETTLED = 0.05  # of what the start's fluctuation differs from the plateau's
 
 
@@ -56,7 +56,7 @@ def _plateau_w2(n_r: int, n_s: int, lam: float, d: int, trials: int, rng: np.ran
     a, v = theory.plateau(n_r, n_s, bias=lam)
     if n_s == 0 and d == 1:
         return theory.base_w2(n_r)
-    rounds, size = _settling(n_r, n_s, lam, v), max(1, _BLOCK_BYTES // (3 * d * d * 8))
+    rounds, size = _settling(n_r, n_s, lam, v), min(_BLOCK_TRIALS, max(1, _BLOCK_BYTES // (3 * d * d * 8)))
     roots, traces = np.empty(trials), np.empty(trials)
     draw = _line if d == 1 else _matrices
     for begin in range(0, trials, size):
