@@ -17,7 +17,7 @@ from lmlab.lab.steps.job import Job
 from lmlab.model.errors import ConfigError
 from lmlab.model.fields import to_plain
 
-VERSION = 1
+VERSION = 2  # samples, modes, maps and each seed's values in the result
 INPUTS = ("corpus",)
 HELD_OUT_BYTES = 100_000  # of the text that each generation is measured on
 
@@ -71,9 +71,12 @@ def work(job: Job) -> dict[str, Any]:
                 workers=job.workers,
             )
     except DataExhausted as error:
+        if options.generator in ("ngram", "decoder"):
+            short, mend = f"text, in rows of {options.row_length} bytes", "Give more text, lower row_length,"
+        else:
+            short, mend = "rows than its data set has", "Lower"
         raise CorpusError(
-            f"[autophagy] needs more text, in rows of {options.row_length} bytes: {error}. Give more text, "
-            "lower n_real, n_synth, generations or row_length, or set control = false"
+            f"[autophagy] needs more {short}: {error}. {mend} n_real, n_synth or generations, or set control = false"
         ) from error
 
 
