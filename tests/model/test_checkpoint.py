@@ -129,3 +129,26 @@ def test_a_pickle_is_never_opened(tmp_path: Path, name: str) -> None:
         Decoder.load(tmp_path / name)
     with pytest.raises(CheckpointError, match="only safetensors is read"):
         weights_sha256(tmp_path / name)
+
+
+def test_weights_that_a_disk_has_changed_are_refused(saved: Path) -> None:
+    file = saved / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-6] ^= 1  # one bit of one number, still finite
+    file.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"is damaged: its tensors don't have the sha256 in its header"):
+        Decoder.load(saved)
+
+
+def test_another_configuration_is_told(saved: Path) -> None:
+    before = json.loads((saved / "config.json").read_text())
+    _config(norm_eps=before["norm_eps"] * 2)(saved)
+    with pytest.warns(UserWarning, match=r"config.json isn't the one that the weights were saved with"):
+        Decoder.load(saved)
+
+
+def test_the_same_model_is_the_same_bytes(saved: Path, tmp_path: Path) -> None:
+    code = "import sys; from lmlab.model import Decoder; Decoder.load(sys.argv[1]).save(sys.argv[2])"
+    subprocess.run([sys.executable, "-c", code, str(saved), str(tmp_path / "again")], check=True)
+    for name in ("config.json", "model.safetensors"):
+        assert (saved / name).read_bytes() == (tmp_path / "again" / name).read_bytes()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,16 +25,18 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 MODEL_TYPE = "lmlab"
+_OF_WEIGHTS, _OF_CONFIG = "lmlab.weights_sha256", "lmlab.config_sha256"  # in the header of the weights
 
 
 def save_decoder(model: Decoder, path: Path) -> None:
-    """Write the two files, each replaced in one step."""
+    """Write the two files, each replaced in one step. The weights carry a fingerprint of both."""
     path.mkdir(parents=True, exist_ok=True)
-    write_tensors(path / WEIGHTS, dict(model.state_dict()))
     config = {"model_type": MODEL_TYPE, **model.config.to_dict()}
+    text = json.dumps(config, indent=2, allow_nan=False) + "\n"
+    tensors = dict(model.state_dict())
+    write_tensors(path / WEIGHTS, tensors, {_OF_WEIGHTS: _sha256(tensors), _OF_CONFIG: _text_sha256(text)})
     with atomic_write(path / CONFIG, "w", encoding="utf-8") as file:
-        json.dump(config, file, indent=2, allow_nan=False)
-        file.write("\n")
+        file.write(text)
 
 
 def load_decoder(
@@ -53,11 +56,24 @@ def load_decoder(
             raise CheckpointError(_not_safetensors(others[0]))
         raise CheckpointError(f"{path} has no {WEIGHTS}")
     tensors = read_tensors(path / WEIGHTS)
+    _check_fingerprints(path, tensors)
     load_tensors(model, tensors, str(path / WEIGHTS))
     if dtype is None:
         floating = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
         dtype = next(iter(floating)) if len(floating) == 1 else None
     return model.to(device=device, dtype=dtype)
+
+
+def _check_fingerprints(path: Path, tensors: dict[str, Tensor]) -> None:
+    """CheckpointError for weights that aren't those that were saved; a warning for another configuration, which
+    may have been changed on purpose. A file of another maker has no fingerprint."""
+    with safe_open(path / WEIGHTS, framework="pt") as file:
+        told = file.metadata() or {}
+    if _OF_WEIGHTS in told and told[_OF_WEIGHTS] != _sha256(tensors):
+        raise CheckpointError(f"{path / WEIGHTS} is damaged: its tensors don't have the sha256 in its header")
+    text = (path / CONFIG).read_text(encoding="utf-8")
+    if told.get(_OF_CONFIG, _text_sha256(text)) != _text_sha256(text):
+        warnings.warn(f"{path / CONFIG} isn't the one that the weights were saved with", stacklevel=4)
 
 
 def read_config(path: Path) -> DecoderConfig:
@@ -107,9 +123,15 @@ def load_tensors(module: nn.Module, tensors: dict[str, Tensor], source: str) -> 
     module.load_state_dict(tensors)
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A safetensors file, replaced in one step."""
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file, replaced in one step; the same tensors and metadata are the same bytes."""
     data = to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    head = 8 + int.from_bytes(data[:8], "little")
+    if metadata is not None:  # safetensors itself would write it in an order of its own each time
+        told = {"__metadata__": {"format": "pt", **metadata}, **json.loads(data[8:head])}
+        text = json.dumps(told, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        data = len(text).to_bytes(8, "little") + text + data[head:]
     with atomic_write(path) as file:
         file.write(data)
 
@@ -131,15 +153,21 @@ def weights_sha256(model_or_path: nn.Module | str | Path) -> str:
     Takes a module, a safetensors file or a directory with `model.safetensors`.
     """
     if isinstance(model_or_path, nn.Module):
-        tensors: Iterable[tuple[str, Tensor]] = model_or_path.state_dict().items()
-    else:
-        path = Path(model_or_path)
-        tensors = read_tensors(path / WEIGHTS if path.is_dir() else path).items()
+        return _sha256(model_or_path.state_dict())
+    path = Path(model_or_path)
+    return _sha256(read_tensors(path / WEIGHTS if path.is_dir() else path))
+
+
+def _sha256(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}\0{str(tensor.dtype).removeprefix('torch.')}\0{list(tensor.shape)}\0".encode())
         digest.update(_little_endian(tensor))
     return digest.hexdigest()
+
+
+def _text_sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _little_endian(tensor: Tensor) -> bytes:

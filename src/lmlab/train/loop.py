@@ -289,9 +289,15 @@ class _Run:
         """The steps before the checkpoint; lines after it belong to work that is done again."""
         assert self.out is not None
         path = self.out / HISTORY
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        for line in lines[:done]:
-            self.history.append(Step(**json.loads(line)))
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []
+        for number, line in enumerate(lines[:done], 1):
+            try:
+                self.history.append(Step(**json.loads(line)))
+            except (ValueError, TypeError) as error:
+                raise CheckpointError(
+                    f"{path}, line {number} can't be read ({error}). Remove the file to go on without the "
+                    "steps that it tells, or train(..., resume=False) to start over"
+                ) from None
         if self.group.rank == 0 and len(lines) > done:
             temporary = path.with_name(f"{HISTORY}.tmp-{os.getpid()}")
             temporary.write_text("".join(f"{line}\n" for line in lines[:done]), encoding="utf-8")
