@@ -265,6 +265,24 @@ def _evaluate(draw: random.Random, bits: float, length: bool, copy: bool, evil: 
                 "loss": 4.41,
                 "local_loss": 4.44,
             },
+            "recurrent": [
+                {
+                    "layer": 1,
+                    "steps": 128,
+                    "exponent": -0.48,
+                    "verdict": "contractive" + evil,
+                    "sweeps": [
+                        {
+                            "method": m,
+                            "iteration": i,
+                            "error": 0.3 * q**i,
+                            "exact_prefix": min(128, (i + 1) * g),
+                        }
+                        for m, q, g in (("jacobi", 0.6, 1), ("newton", 0.01, 40))
+                        for i in range(6)
+                    ],
+                }
+            ],
             "state": [
                 {"length": 256 * k, "bytes": round(9000 * (2.31 if bits < 2.35 else k))} for k in (1, 4, 16)
             ],

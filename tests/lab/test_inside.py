@@ -76,3 +76,14 @@ def test_codes_are_measured_and_the_model_is_left_as_it_was() -> None:
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
     none = model(mixer="vq", vq=VQOptions(codes=6, position="none"))
     assert inside(none, ids(), 24)["codes"]["local_loss"] is None
+
+
+def test_a_recurrent_cell_is_solved_sweep_by_sweep() -> None:
+    one = model(mixer=("recurrent", "attention"))
+    (found,) = inside(one, ids(), 24)["recurrent"]
+    assert (found["layer"], found["steps"], found["verdict"]) == (0, 24, "contractive") and found[
+        "exponent"
+    ] < 0
+    last = {row["method"]: row for row in found["sweeps"]}
+    assert last["newton"]["iteration"] < last["jacobi"]["iteration"] and last["newton"]["exact_prefix"] == 24
+    assert inside(model(), ids(), 24)["recurrent"] == []

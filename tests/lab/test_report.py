@@ -539,3 +539,11 @@ def test_what_all_variants_share_is_not_missing(tmp_path: Path) -> None:
     text = write_report(run).read_text(encoding="utf-8")
     assert "not finished" not in text
     assert {r["stage"] for r in records(run / "figures/stage-times.csv")} >= {"corpus", "train"}
+
+
+def test_sweeps_of_a_recurrent_cell_are_drawn(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    rows = records_of(run, "sweeps-1-2-error")
+    assert {r["method"] for r in rows} == {"jacobi", "newton"} and len(rows) == 12
+    assert "base, layer 2: exponent −0.48, contractive" in (run / "report.html").read_text(encoding="utf-8")
+    assert (run / "figures/sweeps-1-2-exact-prefix.svg").exists()

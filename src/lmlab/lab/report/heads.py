@@ -1,6 +1,6 @@
 """Inside the model: the attention scale beside its theory, the heads that came out, codes, bytes of state."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -46,6 +46,7 @@ def section(run: RunFiles) -> Section | None:
         _heads(stages),
         _entropy(run, stages),
         _codes(stages),
+        _sweeps(stages),
         _state(stages),
     ]
     found = [f for f in figures if f]
@@ -255,6 +256,61 @@ def _codes(stages: Sequence[Stage]) -> Figure | None:
         [Panel("codes", body, Table(columns, numbers), wide=True)],
         f'<p class="dim">Loss in nats a token. {escape(listing(losses))}.</p>',
     )
+
+
+def _sweeps(stages: Sequence[Stage]) -> Figure | None:
+    """The error of each parallel method sweep by sweep, and how far the states are exact already."""
+    panels = []
+    for i, stage in enumerate(stages):
+        for told in objects(get(stage.result, "inside", "recurrent")):
+            place = (finite(told.get("layer")) or 0) + 1
+            lines: dict[str, list[Mapping[str, Any]]] = {}
+            for row in objects(told.get("sweeps")):
+                lines.setdefault(str(row.get("method")), []).append(row)
+            if not lines:
+                continue
+            of = f"{stage.variant}, layer {place:g}"
+            about = f"{of}: exponent {number(told.get('exponent'))}, {told.get('verdict')}"
+            table = Table(
+                ["variant", "layer", "method", "iteration", "error", "exact_prefix"],
+                [
+                    [stage.variant, place, m, *(r.get(k) for k in ("iteration", "error", "exact_prefix"))]
+                    for m, rows in lines.items()
+                    for r in rows
+                ],
+            )
+            for kind, label, log in (
+                ("error", "largest error of a state", True),
+                ("exact_prefix", "steps from the first that are exact", False),
+            ):
+                name = f"sweeps-{i + 1}-{place:g}-{kind.replace('_', '-')}"
+                series = [
+                    Series(m, [p for r in rows if (p := _point(r, kind, log))], n, marks=False)
+                    for n, (m, rows) in enumerate(lines.items())
+                ]
+                drawn = line_chart(
+                    name,
+                    f"{label} against sweeps ({of})",
+                    "; ".join(f"{m} ends at {amount(rows[-1].get(kind))}" for m, rows in lines.items()),
+                    series,
+                    Axis("sweep over the whole text", 0.0),
+                    Axis(label, log=log, low=None if log else 0.0),
+                )
+                panels.append(Panel(name, drawn, table, title=about if log else ""))
+    if not panels:
+        return None
+    return Figure(
+        "sweeps",
+        "Can the trained cell be solved for all steps at once?",
+        "Each method improves all states in each sweep. Jacobi's exact stretch grows a step a sweep, Newton's "
+        "leaps; a negative Lyapunov exponent says that mistakes die out and that Newton ends in a few sweeps.",
+        panels,
+    )
+
+
+def _point(row: Mapping[str, Any], key: str, positive: bool) -> tuple[float, float | None] | None:
+    x, y = finite(row.get("iteration")), finite(row.get(key))
+    return None if x is None or (positive and (y is None or y <= 0)) else (x, y)
 
 
 def _state(stages: Sequence[Stage]) -> Figure | None:

@@ -2,7 +2,8 @@
 
 Each number answers a question that bits per byte leave open. Do the trained logits sit where the theory of
 the attention scale puts them? Are the codes of a quantised key alive, and does the far past that they stand
-for help at all? How many bytes of state does a longer text cost?
+for help at all? Can the trained cell be solved for all steps at once? How many bytes of state does a longer
+text cost?
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 QUERIES = 16  # the last ones of each row: they see nearly all of it
 ROWS = 4  # at a time
+STEPS = 128  # of a recurrent cell that are solved at once
+SWEEPS = 48
+SOLVERS = ("jacobi", "quasi", "newton")
 LENGTHS = (1, 4, 16)  # of the state, times the trained length
 
 
@@ -32,6 +36,7 @@ def inside(model: Decoder, ids: Int[Tensor, "n t"], trained: int) -> dict[str, A
         "keys": ids.shape[1],
         "heads": head_measures(model, ids),
         "codes": code_measures(model, ids),
+        "recurrent": solver_measures(model, ids),
         "state": [
             {"length": trained * k, "bytes": int(model.init_state(1, trained * k).nbytes)} for k in LENGTHS
         ],
@@ -185,6 +190,36 @@ def _banded(mixer: VQAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     outside = (back < 0) | (back >= mixer.options.window)
     mixed: Tensor = logits.masked_fill(outside, float("-inf")).softmax(-1) @ v
     return mixed
+
+
+# --- recurrent cells ----------------------------------------------------------------------------------------
+
+
+def solver_measures(model: Decoder, ids: Int[Tensor, "n t"]) -> list[dict[str, Any]]:
+    """Of each recurrent layer: how two nearby paths move apart on a held-out row (Lyapunov exponent), and what
+    that means for solving all its steps at once: the error after each sweep of each method."""
+    from lmlab.model.mixers import RecurrentMixer
+    from lmlab.recurrent import convergence, lyapunov
+
+    layers = [(i, m) for i, m in enumerate(mixers(model)) if isinstance(m, RecurrentMixer)]
+    found = []
+    with torch.no_grad():
+        taken = _inputs(model, ids[:1, :STEPS], [m for _, m in layers]) if layers else []
+        for (layer, mixer), x in zip(layers, taken, strict=True):
+            told = lyapunov(mixer.cell, x)
+            rows = convergence(mixer.cell, x, methods=SOLVERS, max_iter=SWEEPS)
+            found.append(
+                {
+                    "layer": layer,
+                    "steps": x.shape[1],
+                    "exponent": float(told.exponent[0]),
+                    "verdict": told.verdict,
+                    "sweeps": [
+                        {k: row[k] for k in ("method", "iteration", "error", "exact_prefix")} for row in rows
+                    ],
+                }
+            )
+    return found
 
 
 # --- both ---------------------------------------------------------------------------------------------------
