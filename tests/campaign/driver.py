@@ -185,7 +185,7 @@ class Bench:
         else:
             ended = ERROR
             lines = said.strip().splitlines()
-            if len(lines) != 1 or not lines[0].startswith("error: ") or "None" in lines[0]:
+            if len(lines) != 1 or not lines[0].startswith("error: ") or "/" not in lines[0]:
                 return "no clear error", f"{name}: {said[-1500:]}"
         status, told, said, _ = self.child(self.arm(0, 0))
         if status:

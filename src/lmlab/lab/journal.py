@@ -27,6 +27,9 @@ class Journal:
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
             os.write(descriptor, line.encode("utf-8", "backslashreplace"))
+        except OSError as error:
+            error.filename = str(self.path)  # of a write the system names no file
+            raise
         finally:
             os.close(descriptor)
 

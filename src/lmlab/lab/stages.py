@@ -213,7 +213,11 @@ def lock(run: Path, *, wait: bool = True, say: Callable[[str], None] = lambda te
             say(f"{run} is in use by process {holder}; waiting for it to end")
             fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
-        file.truncate()
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+        try:
+            file.truncate()
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+        except OSError as error:
+            error.filename = str(run / ".lock")  # of a write the system names no file
+            raise
         yield

@@ -280,8 +280,13 @@ class _Run:
     def _note(self, step: Step) -> None:
         self.history.append(step)
         if self.out is not None and self.group.rank == 0:
-            with (self.out / HISTORY).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(step)) + "\n")
+            path = self.out / HISTORY
+            try:
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(asdict(step)) + "\n")
+            except OSError as error:
+                error.filename = str(path)  # of a write the system names no file
+                raise
         if self.on_step is not None and self.group.rank == 0:
             self.on_step(step)
 

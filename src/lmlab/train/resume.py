@@ -189,5 +189,8 @@ def _sync(directory: Path) -> None:
     handle = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        error.filename = str(directory)  # the system names no file
+        raise
     finally:
         os.close(handle)
