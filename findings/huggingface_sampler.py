@@ -2,7 +2,7 @@
 
     python findings/huggingface_sampler.py [--quick]
 
-prints every number of docs/huggingface-sampler.md: draws of the installed version beside the law that subword
+prints every number of docs/findings/huggingface-sampler.md: draws of the installed version beside the law that subword
 regularisation asks for, p(y)^alpha / Z, by writing out every segmentation of a short text; and beside the law
 that follows from its recursion. With lmlab installed, lmlab's and sentencepiece's draws go through the same test.
 """

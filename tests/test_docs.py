@@ -8,15 +8,17 @@ import pytest
 HOME = Path(__file__).parent.parent
 DOCS = HOME / "docs"
 NAV = re.findall(r": (\S+\.md)$", (HOME / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.MULTILINE)
-PAGES = sorted(DOCS.glob("*.md"))
+PAGES = sorted(DOCS.rglob("*.md"))
 
 
 def test_every_page_is_in_the_navigation() -> None:
-    assert {page.name for page in PAGES} <= set(NAV)
+    assert {page.relative_to(DOCS).as_posix() for page in PAGES} <= set(NAV)
     assert len(NAV) == len(set(NAV))
 
 
-@pytest.mark.parametrize("page", [HOME / "README.md", *PAGES], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [HOME / "README.md", *PAGES], ids=lambda page: page.relative_to(HOME).as_posix()
+)
 def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     targets = [target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text)]

@@ -1,4 +1,4 @@
-"""The script of docs/huggingface-sampler.md runs, and tells the laws apart."""
+"""The script of docs/findings/huggingface-sampler.md runs, and tells the laws apart."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def huggingface_draws(case: Case, count: int) -> list[tuple[int, ...]]:
 
 
 def test_the_sampler_of_hugging_face_follows_the_compounded_law_and_not_the_right_one() -> None:
-    """If this fails, their sampler was mended: change docs/huggingface-sampler.md and rejoice."""
+    """If this fails, their sampler was mended: change docs/findings/huggingface-sampler.md and rejoice."""
     some = [case for case in cases(80, seed=14, longest=9) if 0 < case.alpha < 1]
     draws = [huggingface_draws(case, 1500) for case in some]
 
