@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,4 +59,7 @@ def processes(device: torch.device) -> Iterator[Processes]:
         yield Processes(dist.get_rank(), dist.get_world_size())
         dist.barrier()  # nobody leaves while another still needs it: rank 0 holds the store
     finally:
+        # DistributedDataParallel is in cycles and holds the group: it goes first, so that the group's threads
+        # end here, and not while Python is ending, when one that still needs Python aborts the process.
+        gc.collect()
         dist.destroy_process_group()
