@@ -147,6 +147,27 @@ def _tokenize(evil: str) -> dict[str, Any]:
             {"text": text, "alpha": 0.2, "pieces": drawn},
             {"text": text, "alpha": 0.2, "pieces": [*viterbi[:2], *drawn[2:]]},
         ],
+        "lattice": {
+            "text": "明月 And" + (evil or "!"),
+            "alpha": 0.3,
+            "edges": [
+                *[[i, i + 1, "\ufffd", 0.1] for i in range(6)],
+                [0, 3, "明", 0.2],
+                [0, 6, "明月" + evil, 0.7],
+                [3, 6, "月", 0.2],
+                [6, 10, " And", 0.9],
+                [7, 10, "And", 2.0],
+                [0, 99_999, "beyond", 0.5],
+                [3, 2, "backwards", 0.5],
+                "no edge",
+                [None, 1, "x", 0.1],
+            ],
+            "best": [[0, 6], [6, 10]],
+        },
+        "alphas": [
+            {"alpha": a, "bytes_per_token": 1.5 + a, "entropy_per_byte": 0.6 - a / 5}
+            for a in (0.0, 0.3, 1.0, 2.0)
+        ],
         "rounds": [
             {"size": s, "bytes_per_token": b}
             for s, b in [(65536, 3.44), (32768, 3.39), (16384, 3.31), (8192, 3.18), (4096, 3.02)]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lmlab.lab.report import pieces
+from lmlab.lab.report import lattice, pieces
 from lmlab.lab.report.chart import FULL, Bar, Colour, Series, bar_chart, line_chart
 from lmlab.lab.report.figure import Figure, Panel, Section, Table
 from lmlab.lab.report.read import RunFiles, Stage, array, get, mapping, objects
@@ -22,7 +22,13 @@ def section(run: RunFiles) -> Section:
         f"{number(get(s.result, 'bytes_per_token', 'held_out'))} bytes a token on held-out text"
         for s in stages
     )
-    found = [_scripts(stages), *pieces.figures(stages), _segmentations(stages), _rounds(stages)]
+    found = [
+        _scripts(stages),
+        *pieces.figures(stages),
+        _segmentations(stages),
+        *lattice.figures(stages),
+        _rounds(stages),
+    ]
     figures = [f for f in found if f]
     return Section("tokenizer", "How text is cut", escape(lead[:1].upper() + lead[1:]) + ".", figures)
 

@@ -23,9 +23,11 @@ from lmlab.model.fields import to_plain
 if TYPE_CHECKING:
     from lmlab.tokenize import Tokenizer
 
-VERSION = 1
+VERSION = 2
 INPUTS = ("corpus",)
 _BATCH = 256  # documents encoded at once
+LATTICE_BYTES = 48  # of the text whose lattice is drawn
+ALPHA_BYTES = 20_000  # that tokens and entropy are told of
 
 
 def settings(recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
@@ -82,6 +84,8 @@ def work(job: Job) -> dict[str, Any]:
         "by_script": bytes_per_token_by_script(tokenizer, held_counts),
         "longest": _longest(tokenizer, counts),
         "segmentations": _segmentations(tokenizer, held_out),
+        "lattice": _lattice(tokenizer, held_out),
+        "alphas": _alphas(tokenizer, held_out),
         "rounds": tokenizer.training.get("rounds", []),
     }
 
@@ -249,14 +253,45 @@ def _longest(tokenizer: Tokenizer, counts: np.ndarray, n: int = 24) -> list[dict
 
 def _segmentations(tokenizer: Tokenizer, held_out: Path) -> list[dict[str, Any]]:
     """A sentence of each of the first scripts of the held-out text, cut by Viterbi and by draws."""
-    sentences: dict[str | None, str] = {}
-    for text in itertools.islice(read_documents(held_out), 200):
-        line = max(text.splitlines()[:8], key=len)[:72]
-        sentences.setdefault(script_of(line.encode()), line)
     rows = []
-    for text in list(sentences.values())[:2]:
-        for alpha in (None, 0.2, 0.0):
+    for text in _sentences(held_out)[:2]:
+        for alpha in (None, 1.0, 0.5, 0.2, 0.0):
             ids = tokenizer.encode(text) if alpha is None else tokenizer.encode(text, alpha=alpha, seed=0)
             pieces = [tokenizer.pieces[i].decode("utf-8", "replace") for i in ids]
             rows.append({"text": text, "alpha": alpha, "pieces": pieces})
+    return rows
+
+
+def _sentences(held_out: Path) -> list[str]:
+    """One line of each script of the held-out text, in the order of their first appearance."""
+    found: dict[str | None, str] = {}
+    for text in itertools.islice(read_documents(held_out), 200):
+        line = max(text.splitlines()[:8], key=len)[:72]
+        found.setdefault(script_of(line.encode()), line)
+    return list(found.values())
+
+
+def _lattice(tokenizer: Tokenizer, held_out: Path, alpha: float = 0.3) -> dict[str, Any]:
+    """The pieces that fit at each byte of a line, with their posterior, and the best path."""
+    text = _sentences(held_out)[0].encode()[:LATTICE_BYTES].decode("utf-8", "ignore")
+    best = tokenizer.offsets(text.encode(), tokenizer.encode(text.encode()), unit="byte")
+    rows = zip(*(column.tolist() for column in tokenizer.lattice(text.encode(), alpha=alpha)), strict=True)
+    return {
+        "text": text,
+        "alpha": alpha,
+        "edges": [[a, b, tokenizer.pieces[i].decode("utf-8", "replace"), p] for a, b, i, p in rows],
+        "best": best.tolist(),
+    }
+
+
+def _alphas(tokenizer: Tokenizer, held_out: Path) -> list[dict[str, float]]:
+    """Expected bytes a token and bits of entropy a byte, of the first lines of the held-out text."""
+    text = "\n".join(itertools.islice(read_documents(held_out), 200)).encode()[:ALPHA_BYTES]
+    rows = []
+    for alpha in (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0):
+        tokens = float(tokenizer.marginals(text, alpha=alpha).sum())
+        entropy = tokenizer.entropy(text, alpha=alpha) / math.log(2)
+        rows.append(
+            {"alpha": alpha, "bytes_per_token": len(text) / tokens, "entropy_per_byte": entropy / len(text)}
+        )
     return rows
