@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -48,6 +49,18 @@ def _scan(a: Tensor, b: Tensor, h0: Tensor | None, reverse: bool) -> Tensor:
 
 
 def _elsewhere(a: Tensor, b: Tensor, h0: Tensor | None, reverse: bool) -> Tensor:
+    """By Triton where no gradient is asked for, else by torch operations."""
+    if (
+        not torch.is_grad_enabled()
+        and b.is_cuda
+        and b.dtype == torch.float32
+        and a.ndim == 3
+        and find_spec("triton")
+    ):
+        from lmlab.recurrent.triton_scan import triton_scan
+
+        states: Tensor = triton_scan(a, b, h0, reverse=reverse)
+        return states
     a = a.expand(*b.shape, *a.shape[3:])
     if a.ndim == 4:
         a = a.expand(*b.shape, b.shape[2])
