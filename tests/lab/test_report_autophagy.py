@@ -9,6 +9,7 @@ import pytest
 
 from lab.synthetic_run import HOSTILE, write_run
 from lmlab.lab.report import against, generations, plateau, write_report
+from lmlab.lab.report.autophagy import _labels
 from lmlab.lab.report.figure import Figure
 
 LABELS = [("fresh (n = 3)", 0, 0), ("control (n = 3)", "grey", 0)]
@@ -120,3 +121,11 @@ def test_every_figure_has_its_files(tmp_path: Path) -> None:
         ET.parse(run / f"figures/{name}.svg")
         assert len(lines(run / f"figures/{name}.csv")) > 1
     assert len(lines(run / "figures/against.csv")) == 2
+
+
+def test_many_controls_share_an_entry_of_the_legend() -> None:
+    many = [a | {"bias": bias} for bias in (1.0, 0.9, 0.8, 0.7, 0.6) for a in arms()]
+    labels = [name for name, _, _ in _labels(many)]
+    assert labels[:4] == ["fresh, λ = 1.0 (n = 3)", "controls (n = 3)", "fresh, λ = 0.9 (n = 3)", ""]
+    few = [name for name, _, _ in _labels(many[:4])]
+    assert few[1::2] == ["control of fresh, λ = 1.0 (n = 3)", "control of fresh, λ = 0.9 (n = 3)"]

@@ -42,6 +42,7 @@ GENERATORS = {
 }
 SIGMAS = 2.0
 CORNERS = 72
+NAMED = 4  # more controls than these share one entry of the legend
 
 
 def findings(run: RunFiles) -> list[str]:
@@ -162,7 +163,7 @@ def _panel(arms: Sequence[Mapping[str, Any]], metric: str, suffix: str, of: str)
     body = line_chart(
         name,
         f"{label} by generation{of}",
-        "; ".join(f"{s.name}: {', '.join(number(y, 3) for _, y in s.points)}" for s in series),
+        "; ".join(f"{s.name}: {', '.join(number(y, 3) for _, y in s.points)}" for s in series if s.name),
         series,
         Axis("generation", at=ticks if len(ticks) <= 12 else None, form=lambda x: f"{x:g}"),
         Axis(label),
@@ -187,9 +188,10 @@ def _labels(arms: Sequence[Mapping[str, Any]]) -> list[tuple[str, Colour, int]]:
             name = f"control of {name}" if controls > 1 else "control"
         if biased[grey]:
             name += f", λ = {number(arm.get('bias'), 1)}"
-        found.append(
-            (f"{name} (n = {arm.get('seeds')})", "grey" if grey else count, control if grey else count)
-        )
+        name += f" (n = {arm.get('seeds')})"
+        if grey and controls > NAMED:  # one entry for all of them; each one's numbers are in the file
+            name = "" if control else f"controls (n = {arm.get('seeds')})"
+        found.append((name, "grey" if grey else count, control if grey else count))
         count, control = count + (not grey), control + grey
     return found
 
@@ -221,7 +223,7 @@ def _path(arms: Sequence[Mapping[str, Any]], suffix: str, of: str) -> Figure | N
     body = line_chart(
         name,
         f"Precision against recall{of}",
-        "; ".join(f"{s.name} ends at {s.points[-1]}" for s in series),
+        "; ".join(f"{s.name} ends at {s.points[-1]}" for s in series if s.name),
         series,
         Axis("recall (diversity)", 0, 1),
         Axis("precision (quality)", 0, 1),

@@ -161,7 +161,7 @@ def modes(arms: Sequence[Mapping[str, Any]], labels: Labels, suffix: str, of: st
         body = line_chart(
             name,
             f"{axis.label} by generation{of}",
-            "; ".join(f"{s.name} ends at {number(s.points[-1][1])}" for s in series),
+            "; ".join(f"{s.name} ends at {number(s.points[-1][1])}" for s in series if s.name),
             series,
             Axis("generation", form=lambda x: f"{x:g}"),
             axis,
