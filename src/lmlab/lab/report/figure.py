@@ -20,7 +20,7 @@ class Table:
     def csv(self) -> str:
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(self.columns)
+        writer.writerow(_cell(v) for v in self.columns)
         writer.writerows([_cell(v) for v in row] for row in self.rows)
         return out.getvalue()
 
