@@ -1,5 +1,6 @@
 """The fused Trainer beside the plain one: the same weights after training, and what is logged."""
 
+import gc
 import json
 import os
 import socket
@@ -212,4 +213,7 @@ def work(folder: str) -> None:
     if fused.args.process_index == 0:
         save_file(weights(fused), Path(folder) / "weights.safetensors")
         (Path(folder) / "log.json").write_text(json.dumps(fused.state.log_history))
+    # What holds the group goes before it: the last to let go of it waits for its threads, which may need Python.
+    del fused
+    gc.collect()
     torch.distributed.destroy_process_group()

@@ -28,7 +28,7 @@ MEASURE = """
   drawings: [...document.querySelectorAll('svg')].filter(s => s.getClientRects().length).map(s => {
     const box = s.getBoundingClientRect(), view = s.viewBox.baseVal;
     return {name: s.querySelector('title').textContent, width: box.width, height: box.height,
-            marks: s.querySelectorAll('rect, polyline, circle, polygon').length,
+            marks: s.querySelectorAll('rect, polyline, circle, polygon, path').length,
             cut: [...s.querySelectorAll('text')].filter(t => {
               const b = t.getBBox();
               const right = b.x + b.width - view.width, below = b.y + b.height - view.height;
@@ -95,7 +95,7 @@ def test_the_report_is_quiet_and_whole(
 def test_drawings_stand_alone_too(browser: Browser, reports: dict[str, Path]) -> None:
     for path in sorted((reports["hostile"].parent / "figures").glob("*.svg")):
         browser.open(path, width=900)
-        assert browser.evaluate("document.querySelectorAll('polyline, rect').length") > 0
+        assert browser.evaluate("document.querySelectorAll('polyline, rect, path').length") > 0
         assert [params for method, params in browser.events if method in LOUD] == []
         stroke = browser.evaluate(
             "getComputedStyle(document.querySelector('.line, .bar, .cell'))[0] && "

@@ -344,7 +344,11 @@ def test_a_text_that_is_too_small_tells_what_it_needs(home: Path, tmp_path: Path
     loops = load_recipe(home / "tiny.toml", {"autophagy.n_real": 10**6, "autophagy.n_initial": 10**6})
     with pytest.raises(CorpusError, match=r"\[autophagy\] needs more text"):
         run(loops, tmp_path / "loops", quiet=True, only=("corpus", "autophagy"))
-    digits = {"autophagy.generator": "diffusion", "autophagy.metrics": ["recall"], "autophagy.n_initial": 2000}
+    digits = {
+        "autophagy.generator": "diffusion",
+        "autophagy.metrics": ["recall"],
+        "autophagy.n_initial": 2000,
+    }
     with pytest.raises(CorpusError, match=r"\[autophagy\] needs more rows than its data set has"):
         run(
             load_recipe(home / "tiny.toml", digits),
