@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
 
 
 def door(
@@ -19,6 +20,8 @@ def door(
     home = {name: module for module, members in names.items() for name in members}
 
     def getattr_(name: str) -> Any:
+        from importlib import import_module  # a door that stays shut costs nothing
+
         if name not in home:
             raise AttributeError(f"module {room!r} has no attribute {name!r}")
         value = getattr(import_module(f"{room}.{home[name]}"), name)

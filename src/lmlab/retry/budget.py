@@ -8,7 +8,7 @@ import os
 import sys
 import weakref
 from _thread import LockType, allocate_lock  # those of threading, without its import
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -37,6 +37,7 @@ class Cells:
 
         self._mine = local()
         self._all: list[list[int]] = []
+        self.ticks: Iterator[object] = iter(self.tick, self)  # `next` takes a tick
 
     def tick(self) -> None:
         try:
@@ -57,7 +58,8 @@ class Ticks:
     """
 
     def __init__(self) -> None:
-        self.tick: Callable[[], int] = itertools.count().__next__
+        self.ticks = itertools.count()
+        self.tick: Callable[[], int] = self.ticks.__next__
         self._looks = 0
 
     def total(self) -> int:

@@ -81,10 +81,10 @@ def _plain(policy: Retry, f: Callable[..., Any]) -> Callable[..., Any]:
 
         return without_budget
 
-    begin = policy._begin
+    ticks = policy._ticks
 
     def with_budget(*args: Any, **kwargs: Any) -> Any:
-        begin()
+        next(ticks)
         try:
             return f(*args, **kwargs)
         except catch as error:
@@ -120,10 +120,10 @@ def _asynchronous(policy: Retry, f: Callable[..., Any]) -> Callable[..., Any]:
         return timed
 
     catch = policy._catch
-    begin = policy._begin or int
+    ticks = policy._ticks
 
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
-        begin()
+        next(ticks)
         try:
             if kwargs:
                 return await f(*args, **kwargs)

@@ -11,6 +11,7 @@ from collections.abc import (
     Iterable,
     Iterator,
 )
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, overload
 
 from lmlab.retry.budget import Budget
@@ -50,7 +51,7 @@ class Retry:
     https://kexue.fm/archives/9938.
     """
 
-    __slots__ = (*_FIELDS, "_begin", "_catch", "_classes", "_label", "_new", "_predicate", "_timed")
+    __slots__ = (*_FIELDS, "_begin", "_catch", "_classes", "_label", "_new", "_predicate", "_ticks", "_timed")
 
     on: On
     attempts: int | None
@@ -66,6 +67,7 @@ class Retry:
     _predicate: Callable[[Exception], bool] | None
     _catch: type[Exception] | tuple[type[Exception], ...]  # all that may be retried
     _begin: Callable[[], object] | None  # counts a call in the budget
+    _ticks: Iterator[object]  # `next` does what `_begin` does, in less time than the call of a bound method
     _timed: bool  # has deadlines of its own
     _label: str
 
@@ -106,6 +108,8 @@ class Retry:
         # A budget of the user's own class keeps its own `begin`.
         quick = budget is not None and type(budget).begin is Budget.begin
         set_(self, "_begin", None if budget is None else budget._tick if quick else budget.begin)
+        ticks = repeat(None) if budget is None else budget._begun.ticks if quick else iter(budget.begin, self)
+        set_(self, "_ticks", ticks)
         set_(self, "_timed", within is not None or each is not None)
         set_(self, "_new", NEW_TIMED if self._timed else NEW)
         set_(self, "_label", name or "block")
