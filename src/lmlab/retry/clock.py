@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from typing import Protocol
 
-class Timer(Protocol):
-    """What a scheduled call leaves in the hand."""
+    class Timer(Protocol):
+        """What a scheduled call leaves in the hand."""
 
-    def cancel(self) -> None: ...
+        def cancel(self) -> None: ...
 
 
 class Clock:
