@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lmlab.autophagy.generators.kde import draw_rows
+from lmlab.autophagy.generators.template import TemplateLaw
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,7 @@ _AT_ONCE = 64  # rows of a batch that is sampled or scored
 
 
 @dataclass(frozen=True)
-class DecoderLM:
+class DecoderLM(TemplateLaw):
     """Rows `[n t]` of ids of one length. A row is a document: it begins after the end token and ends with it.
 
     config, train: what `lmlab.model` and `lmlab.train` take. The end token is the tokenizer's `<eos>`, else
@@ -100,20 +101,6 @@ class DecoderLM:
                 f"DecoderLM: ids must be in 0 … {self.config.vocab_size - 1} without the end token "
                 f"{self.end_id}, got {low} … {high}"
             )
-
-    def sample(self, n: int, bias: float, rng: np.random.Generator) -> np.ndarray:
-        raise self._unfitted()
-
-    def state(self) -> dict[str, np.ndarray]:
-        raise self._unfitted()
-
-    def log_prob(self, data: np.ndarray) -> np.ndarray:
-        raise self._unfitted()
-
-    def _unfitted(self) -> ValueError:
-        return ValueError(
-            "DecoderLM: not fitted; call fit(rows, None, rng) first, it returns the fitted model"
-        )
 
     def nbytes(self, data: np.ndarray) -> int:
         """Bytes of text that the rows stand for; without a tokenizer an id is a byte."""

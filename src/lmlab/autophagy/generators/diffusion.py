@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from lmlab.autophagy.checks import whole
 from lmlab.autophagy.generators.kde import draw_rows
+from lmlab.autophagy.generators.template import Template
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +26,7 @@ _AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
-class Diffusion:
+class Diffusion(Template):
     """Rows of `d` numbers; with `classes` > 0 of d + 1, whose last column is the label 0 … classes − 1.
 
     A perceptron of two hidden layers predicts the noise; `steps` of Adam on batches of 128 rows. Row weights
@@ -141,17 +142,6 @@ class Diffusion:
         h = h + silu(linear(h, network["middle"], network["bias_2"]) + told)
         h = h + silu(linear(h, network["middle_2"], network["bias_3"]))
         return linear(h, network["out"], network["bias_out"])
-
-    def sample(self, n: int, bias: float, rng: np.random.Generator) -> np.ndarray:
-        raise self._unfitted()
-
-    def state(self) -> dict[str, np.ndarray]:
-        raise self._unfitted()
-
-    def _unfitted(self) -> ValueError:
-        return ValueError(
-            "Diffusion: not fitted; call fit(rows, None, rng) first, it returns the fitted model"
-        )
 
     def load(self, state: dict[str, np.ndarray]) -> FittedDiffusion:
         import torch

@@ -10,10 +10,11 @@ import numpy as np
 from lmlab.autophagy.checks import whole
 from lmlab.autophagy.generators.gaussian import Gaussian, largest_strength
 from lmlab.autophagy.generators.protocol import Generator, describe
+from lmlab.autophagy.generators.template import TemplateLaw
 
 
 @dataclass(frozen=True)
-class SelfGuided:
+class SelfGuided(TemplateLaw):
     """log density (1 + g) log p_base − g log p_aux, normalised; g is `strength`.
 
     fit: the base on the data, then an auxiliary of the same kind on `n` rows of the base (bias 1). The base
@@ -52,20 +53,6 @@ class SelfGuided:
         combine: Any = getattr(base, "combine")  # noqa: B009 - an optional method of the protocol
         combined = combine([base, auxiliary], [1.0 + self.strength, -self.strength])
         return FittedSelfGuided(self, base, auxiliary, combined)
-
-    def sample(self, n: int, bias: float, rng: np.random.Generator) -> np.ndarray:
-        raise self._unfitted()
-
-    def state(self) -> dict[str, np.ndarray]:
-        raise self._unfitted()
-
-    def log_prob(self, data: np.ndarray) -> np.ndarray:
-        raise self._unfitted()
-
-    def _unfitted(self) -> ValueError:
-        return ValueError(
-            "SelfGuided: not fitted; call fit(rows, None, rng) first, it returns the fitted model"
-        )
 
     def load(self, state: dict[str, np.ndarray]) -> FittedSelfGuided:
         models = [

@@ -10,11 +10,13 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
+from lmlab.autophagy.generators.template import TemplateLaw
+
 _BLOCK_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
-class KDE:
+class KDE(TemplateLaw):
     """Isotropic Gaussian kernels on the training rows, floating `[n d]`.
 
     bandwidth: h in data units, or "scott": h = σ n^{−1/(d+4)}, with σ² the mean variance of a coordinate
@@ -49,18 +51,6 @@ class KDE:
         else:
             h = float(self.bandwidth)
         return FittedKDE(self, data, u, h)
-
-    def sample(self, n: int, bias: float, rng: np.random.Generator) -> np.ndarray:
-        raise self._unfitted()
-
-    def state(self) -> dict[str, np.ndarray]:
-        raise self._unfitted()
-
-    def log_prob(self, data: np.ndarray) -> np.ndarray:
-        raise self._unfitted()
-
-    def _unfitted(self) -> ValueError:
-        return ValueError("KDE: not fitted; call fit(rows, None, rng) first, it returns the fitted model")
 
     def load(self, state: dict[str, np.ndarray]) -> FittedKDE:
         return FittedKDE(self, state["rows"], state["shares"], float(state["h"]))

@@ -11,12 +11,13 @@ from jaxtyping import Float
 from lmlab.autophagy.checks import whole
 from lmlab.autophagy.generators.gaussian import root
 from lmlab.autophagy.generators.kde import draw_rows
+from lmlab.autophagy.generators.template import TemplateLaw
 
 Covariance = Literal["full", "tied", "diag", "spherical"]
 
 
 @dataclass(frozen=True)
-class GaussianMixture:
+class GaussianMixture(TemplateLaw):
     """`k` Gaussian modes with shares, on floating rows `[n d]`. Bias scales the covariances.
 
     Row weights are draw weights. ImportError without scikit-learn, which `fit` alone needs.
@@ -71,20 +72,6 @@ class GaussianMixture:
             return np.broadcast_to(given, (self.k, d, d)).copy()
         diagonal = given if self.covariance == "diag" else np.repeat(given[:, None], d, axis=1)
         return np.asarray(diagonal[:, :, None] * np.eye(d))
-
-    def sample(self, n: int, bias: float, rng: np.random.Generator) -> np.ndarray:
-        raise self._unfitted()
-
-    def state(self) -> dict[str, np.ndarray]:
-        raise self._unfitted()
-
-    def log_prob(self, data: np.ndarray) -> np.ndarray:
-        raise self._unfitted()
-
-    def _unfitted(self) -> ValueError:
-        return ValueError(
-            "GaussianMixture: not fitted; call fit(rows, None, rng) first, it returns the fitted model"
-        )
 
     def load(self, state: dict[str, np.ndarray]) -> FittedMixture:
         return FittedMixture(self, state["shares"], state["means"], state["covs"], state["rows"].dtype)

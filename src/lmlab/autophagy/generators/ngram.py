@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from lmlab.autophagy.generators.template import TemplateLaw
+
 # A dense table of conditionals holds at most so many numbers at a time (32 MiB).
 _TABLE = 1 << 22
 
@@ -45,7 +47,7 @@ def _find(sorted_codes: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class NGram:
+class NGram(TemplateLaw):
     """Ids 0 … vocab_size − 1 in rows of one length, `[n t]` of an integer dtype.
 
     Order 3 sees two ids of context; a row begins after a start symbol. Row weights weight the counts.
@@ -98,20 +100,8 @@ class NGram:
             )
         return data.astype(np.int64)
 
-    def sample(self, n: int, bias: float, rng: np.random.Generator) -> np.ndarray:
-        raise self._unfitted()
-
-    def state(self) -> dict[str, np.ndarray]:
-        raise self._unfitted()
-
-    def log_prob(self, data: np.ndarray) -> np.ndarray:
-        raise self._unfitted()
-
     def combine(self, models: Sequence[FittedNGram], weights: Sequence[float]) -> NGramProduct:
         return NGramProduct(tuple(models), tuple(float(w) for w in weights))
-
-    def _unfitted(self) -> ValueError:
-        return ValueError("NGram: not fitted; call fit(rows, None, rng) first, it returns the fitted model")
 
     def load(self, state: dict[str, np.ndarray]) -> FittedNGram:
         levels = tuple(
