@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lmlab.lab import CorpusError
 from lmlab.lab.corpus import documents, make_corpus, read_documents
-from lmlab.lab.recipe import CorpusOptions
+from lmlab.lab.options import CorpusOptions
 from lmlab.lab.sources import Skipped, Source, embedded_sources, find_sources
 from lmlab.lab.steps.recall import recall_source
 

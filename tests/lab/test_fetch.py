@@ -14,7 +14,7 @@ import pytest
 from lmlab.lab.archives import FetchError, _bible_text, _lzw, brown, handbook, members
 from lmlab.lab.corpus import documents
 from lmlab.lab.fetch import CORPORA, Corpus, fetch
-from lmlab.lab.recipe import CorpusOptions
+from lmlab.lab.options import CorpusOptions
 from lmlab.lab.sources import find_sources
 
 POEMS = [{"title": "春曉", "author": "孟浩然", "paragraphs": ["春眠不覺曉", "處處聞啼鳥"]}]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from lmlab.lab.journal import Journal, read_lines
+from lmlab.lab.options import RetryOptions
 from lmlab.lab.patience import patience
-from lmlab.lab.recipe import RetryOptions
 from lmlab.lab.stages import Stage, find, perform
 from lmlab.retry.testing import testing
 

@@ -63,7 +63,9 @@ def test_gradients_of_both_orders(case: str, reverse: bool, dtype: torch.dtype) 
 
     assert gradcheck(run, inputs, nondet_tol=1e-12)
     assert gradgradcheck(run, inputs, nondet_tol=1e-12)
-    assert gradcheck(lambda *x: linear_scan(*x, reverse=reverse), inputs[:2], fast_mode=True, nondet_tol=1e-12)
+    assert gradcheck(
+        lambda *x: linear_scan(*x, reverse=reverse), inputs[:2], fast_mode=True, nondet_tol=1e-12
+    )
 
 
 @pytest.mark.parametrize("dense", [False, True])

@@ -23,7 +23,7 @@ class LearnedScale(nn.Module):
         self.initial = initial
         self.log_gain = nn.Parameter(torch.zeros(heads))
 
-    def forward(self, n: Float64[Tensor, "*n"], *, head_dim: int) -> Float[Tensor, "h *n"]:
+    def forward(self, n: Float64[Tensor, " *n"], *, head_dim: int) -> Float[Tensor, " h *n"]:
         base = self.initial(n, head_dim=head_dim)
         gain = self.log_gain.exp().to(torch.promote_types(self.log_gain.dtype, base.dtype))
         return gain.reshape(-1, *([1] * base.ndim)) * base

@@ -172,7 +172,7 @@ def _nats(model: Any, ids: Int[Tensor, "b t"], targets: Int[Tensor, "b t"], scor
     return _cross_entropy(logits[scored], wanted)
 
 
-def _cross_entropy(logits: Float[Tensor, "n v"], targets: Int[Tensor, "n"]) -> float:
+def _cross_entropy(logits: Float[Tensor, "n v"], targets: Int[Tensor, " n"]) -> float:
     wide = logits if logits.dtype == torch.float64 else logits.float()
     return float(F.cross_entropy(wide, targets, reduction="none").double().sum())
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lmlab.lab.recipe import CorpusOptions
+from lmlab.lab.options import CorpusOptions
 from lmlab.lab.sources import CorpusError, Skipped, Source
 
 VERSION = 1

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lmlab.lab.journal import Journal
-from lmlab.lab.recipe import RetryOptions
+from lmlab.lab.options import RetryOptions
 from lmlab.retry import Counters, Retry, disk, log
 
 

@@ -19,7 +19,7 @@ from importlib import resources
 from pathlib import Path
 from typing import BinaryIO
 
-from lmlab.lab.recipe import CorpusOptions
+from lmlab.lab.options import CorpusOptions
 from lmlab.lab.stages import file_sha256
 
 SUFFIXES = {

@@ -216,7 +216,7 @@ def load_model(directory: Path, variant: str = "base") -> tuple[Decoder, Tokeniz
 def _held_out(directory: Path, file: Path | None, max_bytes: int) -> list[str]:
     """The documents of `file`, else the held-out ones of the run."""
     from lmlab.lab.corpus import documents
-    from lmlab.lab.recipe import CorpusOptions
+    from lmlab.lab.options import CorpusOptions
     from lmlab.lab.sources import CorpusError, Skipped, find_sources
     from lmlab.lab.steps.evaluate import first_documents
 

@@ -56,7 +56,7 @@ class Rotary:
 
 def frequencies(
     rotary: Rotary, extension: Any = None, *, length: int | None = None
-) -> tuple[Float[Tensor, "half"], float]:
+) -> tuple[Float[Tensor, " half"], float]:
     """θ' [dim/2] in float64 and the factor a (logits are multiplied by a²) under `extension`.
 
     `length` is the number n of keys, which methods with factor=None and the dynamic ones follow: None is
@@ -72,8 +72,8 @@ def frequencies(
 
 def rotate(
     x: Float[Tensor, "b h t d"],
-    positions: Shaped[Tensor, "t"] | Shaped[Tensor, "b t"],
-    inv_freq: Float[Tensor, "half"],
+    positions: Shaped[Tensor, " t"] | Shaped[Tensor, "b t"],
+    inv_freq: Float[Tensor, " half"],
     *,
     interleaved: bool = False,
 ) -> Float[Tensor, "b h t d"]:

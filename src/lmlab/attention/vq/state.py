@@ -24,7 +24,7 @@ class VQState:
     mean: Float[Tensor, "b g s e"]
     recent_codes: Int[Tensor, "b g r"]
     recent_values: Float[Tensor, "b g r e"]
-    seen: Int[Tensor, "b"]
+    seen: Int[Tensor, " b"]
     position: int = 0
 
     @classmethod
@@ -61,7 +61,7 @@ class VQState:
         """A copy that goes its own way."""
         return self._map(torch.clone)
 
-    def select(self, rows: Int[Tensor, "k"]) -> VQState:
+    def select(self, rows: Int[Tensor, " k"]) -> VQState:
         """The state of some rows of the batch, in the order given."""
         return self._map(lambda x: x.index_select(0, rows))
 

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from lmlab.lab.corpus import make_corpus, read_documents
 from lmlab.lab.intervals import paired
+from lmlab.lab.options import CompareOptions, loss_of
 from lmlab.lab.processes import spread
-from lmlab.lab.recipe import CompareOptions, Recipe, loss_of
+from lmlab.lab.recipe import Recipe
 from lmlab.lab.sources import CorpusError
 from lmlab.lab.stages import canonical, finite, write_json
 from lmlab.lab.steps.corpus import sources_of

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmlab.lab.corpus import read_documents
+from lmlab.lab.options import LengthOptions, PasskeyOptions
 from lmlab.lab.progress import Advance
-from lmlab.lab.recipe import LengthOptions, PasskeyOptions, Recipe
+from lmlab.lab.recipe import Recipe
 from lmlab.lab.sources import CorpusError
 from lmlab.lab.steps.job import Job
 from lmlab.lab.steps.typos import with_typos
