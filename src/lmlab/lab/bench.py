@@ -23,6 +23,7 @@ from rich.table import Table
 from lmlab.retry import atomic_write
 
 Rows = Callable[[bool], Iterator["Row"]]
+WIDE = 160  # columns of a table that goes into a file or a pipe, where nobody can make the window wider
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,10 @@ def run_part(part: str, *, quick: bool = False, console: Console | None = None) 
     known = parts()
     if part not in known:
         raise ValueError(f"no benchmark {part!r}; there are: {', '.join(sorted(known))}")
-    console = console or Console()
+    if console is None:
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=WIDE)
     rows = []
     with console.status(f"bench {part}") as status:
         for source in known[part]:
