@@ -1,11 +1,11 @@
 """What came out: the verdict in a sentence, the table, and bits per byte beside general compressors."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
-from statistics import stdev
 
+from lmlab.lab.intervals import Difference, paired
 from lmlab.lab.report import cutting, length, losses
 from lmlab.lab.report.chart import Bar, bar_chart
 from lmlab.lab.report.figure import Figure, Panel, Section, Table, html_table
@@ -122,14 +122,13 @@ def findings(run: RunFiles) -> list[str]:
 
 
 def _seen(found: Sequence[Outcome]) -> list[str]:
-    """Which variants differ from the first one by more than two standard errors."""
-    told = [(o.name, *difference(o, found[0])) for o in found[1:]]
-    known = [(name, gap, error) for name, gap, error in told if gap is not None and error is not None]
+    """Which variants differ from the first one."""
+    known = {name: told for name, told in differences(found).items() if isfinite(told.high)}
     if not known:
         return []
-    apart = [f"{escape(n)} <span>({signed(gap)})</span>" for n, gap, error in known if abs(gap) > error]
-    alike = [escape(n) for n, gap, error in known if abs(gap) <= error]
-    parts = [f"beyond two standard errors are {listing(apart)}"] if apart else []
+    apart = [f"{escape(n)} <span>({signed(told.mean)})</span>" for n, told in known.items() if told.seen]
+    alike = [escape(n) for n, told in known.items() if not told.seen]
+    parts = [f"different are {listing(apart)}"] if apart else []
     parts += [f"no difference is seen for {listing(alike)}"] if alike else []
     return [f"Against {escape(found[0].name)}, {len(found[0].single)} seeds: {'; '.join(parts)}."]
 
@@ -190,6 +189,7 @@ def section(run: RunFiles) -> Section:
 
 def _table(found: Sequence[Outcome], known: Mapping[str, float]) -> Figure:
     several = len(found) > 1
+    told = differences(found)
     columns = [
         "variant",
         "bits per byte",
@@ -206,7 +206,7 @@ def _table(found: Sequence[Outcome], known: Mapping[str, float]) -> Figure:
         [
             escape(o.name),
             number(o.bits, 3 if several else 2) + _spread(o),
-            *([_against_first(o, found[0])] if several else []),
+            *([_against_first(told.get(o.name))] if several else []),
             number(o.bytes_per_token),
             amount(o.parameters),
             amount(o.tokens),
@@ -224,7 +224,10 @@ def _table(found: Sequence[Outcome], known: Mapping[str, float]) -> Figure:
             "bits_per_byte",
             "seeds",
             "difference",
-            "two_standard_errors",
+            "low",
+            "high",
+            "level",
+            "seen",
             "bytes_per_token",
             "parameters",
             "tokens",
@@ -234,12 +237,12 @@ def _table(found: Sequence[Outcome], known: Mapping[str, float]) -> Figure:
         [
             *[
                 [
-                    *(o.name, o.bits, len(o.single), *difference(o, found[0])),
+                    *(o.name, o.bits, len(o.single), *_numbers(told.get(o.name))),
                     *(o.bytes_per_token, o.parameters, o.tokens, o.rate, o.seconds),
                 ]
                 for o in found
             ],
-            *[[n, v, *[""] * 8] for n, v in known.items()],
+            *[[n, v, *[""] * 11] for n, v in known.items()],
         ],
     )
     body = html_table(columns, rows, styles=styles)
@@ -257,7 +260,12 @@ def _explained(found: Sequence[Outcome]) -> str:
     if seeds < 2:
         return ""
     of_bits = f" After ± half the range over {seeds} seeds"
-    return of_bits + ("; differences are paired by seed, ± 2 standard errors." if len(found) > 1 else ".")
+    if len(found) < 2:
+        return of_bits + "."
+    return (
+        f"{of_bits}; differences are paired by seed, in brackets Student's interval, held to 95 % over all of "
+        "them (Holm)."
+    )
 
 
 def _spread(outcome: Outcome) -> str:
@@ -267,24 +275,32 @@ def _spread(outcome: Outcome) -> str:
     return f' <span class="dim">± {number(half, 3)}</span>'
 
 
-def difference(outcome: Outcome, first: Outcome) -> tuple[float | None, float | None]:
-    """Bits per byte less those of the first variant, seed by seed: the mean, and two standard errors of it."""
-    if outcome is first or len(outcome.single) != len(first.single) or not first.single:
-        return None, None
-    gaps = [a - b for a, b in zip(outcome.single, first.single, strict=True)]
-    return mean(gaps), 2 * stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else None
+def differences(found: Sequence[Outcome]) -> dict[str, Difference]:
+    """Bits per byte less those of the first variant, seed by seed, of the variants that have as many seeds."""
+    first = found[0]
+    if not first.single:
+        return {}
+    same = {o.name: o.single for o in found if len(o.single) == len(first.single)}
+    return paired(same, first.name)
 
 
-def _against_first(outcome: Outcome, first: Outcome) -> str:
-    gap, error = difference(outcome, first)
-    if gap is None:
+def _numbers(told: Difference | None) -> tuple[float | bool | None, ...]:
+    """Of the table; None where there is nothing to tell, as the interval of one seed."""
+    if told is None:
+        return (None,) * 5
+    if not isfinite(told.high):
+        return told.mean, None, None, None, None
+    return told.mean, told.low, told.high, told.level, told.seen
+
+
+def _against_first(told: Difference | None) -> str:
+    if told is None:
         return "–"
-    text = signed(gap)
-    if error is None:
+    text = signed(told.mean)
+    if not isfinite(told.high):  # one seed
         return text
-    if abs(gap) <= error:
-        return f'<span class="dim">{text} ± {number(error, 3)}, none seen</span>'
-    return f'{text} <span class="dim">± {number(error, 3)}</span>'
+    text += f' <span class="dim">[{signed(told.low, 3)}, {signed(told.high, 3)}]</span>'
+    return text if told.seen else f'<span class="dim">{text}, none seen</span>'
 
 
 def _bars(found: Sequence[Outcome], known: Mapping[str, float]) -> Figure:
