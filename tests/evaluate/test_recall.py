@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from lmlab.evaluate.recall import ALPHABET, recall_documents
+from lmlab.evaluate.recall import ALPHABET, passage_documents, recall_documents
 
 
 def test_a_third_of_the_documents_repeat_a_passage() -> None:
@@ -54,3 +54,27 @@ def test_one_byte_a_symbol_and_the_same_from_the_same_seed() -> None:
 def test_bad_sizes_are_named(arguments: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         recall_documents(**{"count": 1, "train_length": 64} | arguments)
+
+
+def test_passages_near_and_far() -> None:
+    texts = passage_documents(200, length=300, periods=(8, 128), seed=1)
+    periods = [next(p for p in range(1, 301) if text[p:] == text[:-p]) for text in texts]
+    assert min(periods) < 10 and max(periods) > 110 and max(periods) <= 128
+    assert 0.4 < sum(p < 32 for p in periods) / 200 < 0.6  # 8 ... 32 is half the way to 128
+    assert passage_documents(3, length=300, periods=(8, 128), seed=1) == texts[:3]
+    assert passage_documents(1, length=5, periods=(2, 2), symbols=2)[0][:1] in "AB"
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"periods": (0, 8)}, r"periods must be two lengths, 1 <= least <= most, got \(0, 8\)"),
+        ({"periods": (9, 8)}, r"periods must be"),
+        ({"symbols": 1}, "symbols must be between 2 and 64, got 1"),
+        ({"length": 0}, "length must be >= 1, got 0"),
+    ],
+)
+def test_passages_say_what_is_wrong(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        passage_documents(**{"count": 1, "length": 10, "periods": (2, 4), **wrong})  # type: ignore[arg-type]

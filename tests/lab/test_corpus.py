@@ -15,7 +15,7 @@ from lmlab.lab import CorpusError
 from lmlab.lab.corpus import documents, make_corpus, read_documents
 from lmlab.lab.options import CorpusOptions
 from lmlab.lab.sources import Skipped, Source, embedded_sources, find_sources
-from lmlab.lab.steps.recall import recall_source
+from lmlab.lab.steps.recall import passages_source, recall_source
 
 
 def read(folder: Path, path: str, **options: Any) -> tuple[list[str], Counter[str]]:
@@ -247,6 +247,15 @@ def test_the_recall_corpus_is_made_for_the_trained_length() -> None:
     texts = list(documents(source, CorpusOptions(), Skipped()))
     assert {len(text) for text in texts} == {3 * 64} and len(texts) == 103
     assert recall_source(64, 0, 20_000).sha256 == source.sha256 != recall_source(64, 1, 20_000).sha256
+
+
+def test_passages_come_again_within_half_of_the_trained_length() -> None:
+    source = passages_source(64, 0, 20_000)
+    texts = list(documents(source, CorpusOptions(), Skipped()))
+    assert {len(text) for text in texts} == {3 * 64} and len(texts) == 103
+    periods = [next(p for p in range(1, 193) if text[p:] == text[:-p]) for text in texts]
+    assert min(periods) < 20 and max(periods) > 28 and max(periods) <= 32
+    assert passages_source(64, 0, 20_000).sha256 == source.sha256 != passages_source(64, 1, 20_000).sha256
 
 
 def test_a_source_opens_again_and_again() -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lmlab.evaluate.length import loss_by_context as loss_by_context
     from lmlab.evaluate.length import loss_by_position as loss_by_position
     from lmlab.evaluate.recall import Passkey as Passkey
+    from lmlab.evaluate.recall import passage_documents as passage_documents
     from lmlab.evaluate.recall import passkey as passkey
     from lmlab.evaluate.recall import recall_documents as recall_documents
     from lmlab.evaluate.recall import repeated_copy as repeated_copy
@@ -44,6 +45,7 @@ __all__ = [
     "loss_by_context",
     "loss_by_position",
     "ngram_divergence",
+    "passage_documents",
     "passkey",
     "recall_documents",
     "repeated_copy",
@@ -64,7 +66,7 @@ __getattr__, __dir__ = door(
             "loss_by_context",
             "loss_by_position",
         ],
-        "recall": ["Passkey", "passkey", "recall_documents", "repeated_copy"],
+        "recall": ["Passkey", "passage_documents", "passkey", "recall_documents", "repeated_copy"],
         "samples": [
             "copied_fraction",
             "copied_spans",

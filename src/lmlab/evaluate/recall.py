@@ -128,6 +128,32 @@ def recall_documents(
     return documents
 
 
+def passage_documents(
+    count: int, *, length: int, periods: tuple[int, int], symbols: int = 64, seed: int = 0
+) -> list[str]:
+    """`count` texts of `length` characters, each a random passage in `symbols` letters, again and again.
+
+    Its length is drawn from `periods`, both ends included, every factor as likely as any other. What comes
+    again is found where the passage's last few letters stood before, so a model that sees fewer than a
+    period of characters can't know it. Document n is the same whatever `count` is."""
+    least, most = periods
+    if count < 0:
+        raise ValueError(f"count must be >= 0, got {count}")
+    if length < 1:
+        raise ValueError(f"length must be >= 1, got {length}")
+    if not 1 <= least <= most:
+        raise ValueError(f"periods must be two lengths, 1 <= least <= most, got {periods}")
+    if not 2 <= symbols <= len(ALPHABET):
+        raise ValueError(f"symbols must be between 2 and {len(ALPHABET)}, got {symbols}")
+    documents = []
+    for index in range(count):
+        draw = np.random.default_rng([seed, index])
+        period = round(least * (most / least) ** draw.random())
+        passage = np.resize(draw.integers(symbols, size=period), length)
+        documents.append("".join(ALPHABET[x] for x in passage))
+    return documents
+
+
 def _symbols(vocab: int | Sequence[int], without: int | None = None) -> Tensor:
     ids = [x for x in (range(vocab) if isinstance(vocab, int) else vocab) if x != without]
     if not ids:

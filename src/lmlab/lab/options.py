@@ -35,7 +35,7 @@ class CorpusOptions:
     """[corpus]: where the text is and how it falls into documents."""
 
     path: str | None = None  # file, directory or glob, relative to the recipe
-    name: str | None = None  # "sample" (the default), "recall", or a fetched corpus
+    name: str | None = None  # "sample" (the default), "recall", "passages", or a fetched corpus
     format: Literal["auto", "text", "lines", "jsonl", "parquet"] = "auto"
     field: str = "text"
     document_separator: str = "\n\n\n"
@@ -51,7 +51,7 @@ class CorpusOptions:
         require(
             self.name is None or NAME.fullmatch(self.name) is not None,
             "name",
-            '"sample", "recall" or a fetched corpus',
+            '"sample", "recall", "passages" or a fetched corpus',
             self.name,
         )
         require(0 < self.held_out < 1, "held_out", "a share between 0 and 1", self.held_out)

@@ -74,7 +74,7 @@ def find_sources(options: CorpusOptions, folder: Path, fetched: Path) -> tuple[l
         path = fetched / name / f"{name}.jsonl"
         if not path.is_file():
             raise CorpusError(
-                f"no corpus {name!r}: it is neither 'sample' nor 'recall', and {path} doesn't exist. "
+                f"no corpus {name!r}: it is none of 'sample', 'recall' and 'passages', and {path} doesn't exist. "
                 f"Fetch it with `lmlab data fetch {name}`, or give corpus.path"
             )
         paths = [path]

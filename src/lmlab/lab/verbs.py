@@ -448,7 +448,8 @@ def data_list() -> None:
     from lmlab.lab.fetch import CORPORA, data_folder
 
     print("sample       in the package: Tang poems and the King James Bible, 1 MB each")
-    print("recall       made on the spot: repeated passages of random symbols")
+    print("recall       made on the spot: passages, pairs and notes that must be looked up")
+    print("passages     made on the spot: random passages that come again, near and far")
     for corpus in CORPORA.values():
         here = "  (fetched)" if (data_folder() / corpus.name / "SOURCE.json").is_file() else ""
         print(f"{corpus.name:12} {corpus.about}; {corpus.licence}{here}")

@@ -10,10 +10,11 @@ from lmlab.lab.fetch import data_folder
 from lmlab.lab.recipe import Recipe
 from lmlab.lab.sources import Skipped, Source, find_sources
 from lmlab.lab.steps.job import Job
-from lmlab.lab.steps.recall import recall_source
+from lmlab.lab.steps.recall import passages_source, recall_source
 from lmlab.model.fields import to_plain
 
 INPUTS: tuple[str, ...] = ()
+MADE = {"recall": recall_source, "passages": passages_source}
 
 
 def settings(recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
@@ -35,9 +36,10 @@ def work(job: Job) -> dict[str, Any]:
 
 
 def sources_of(recipe: Recipe) -> tuple[list[Source], Skipped]:
-    """The files of a recipe's text; the corpus `recall` is made on the spot, for the trained length."""
-    if recipe.corpus.path is None and recipe.corpus.name == "recall":
-        return [recall_source(recipe.train.length, _seed(recipe), recipe.corpus.max_bytes)], Skipped()
+    """The files of a recipe's text; MADE are made on the spot, for the trained length."""
+    if recipe.corpus.path is None and recipe.corpus.name in MADE:
+        make = MADE[recipe.corpus.name]
+        return [make(recipe.train.length, _seed(recipe), recipe.corpus.max_bytes)], Skipped()
     return find_sources(recipe.corpus, recipe.folder, data_folder())
 
 

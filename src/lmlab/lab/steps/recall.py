@@ -1,5 +1,5 @@
-"""The corpus `recall`: passages that come again, pairs that are asked for, notes that are read again; nothing
-else can be learned."""
+"""The corpora that are made on the spot. `recall`: passages that come again, pairs that are asked for, notes that
+are read again. `passages`: the first of these alone, near and far. Nothing else can be learned from them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import partial
 from lmlab.lab.sources import Source
 
 BYTES = 2_000_000  # of text where the recipe names no max_bytes
+NEAREST = 16  # symbols of the shortest passage of `passages`
 LENGTHS = 3  # trained lengths in a document: most rows, cut anywhere, hold one; longer ones would be learned by heart
 
 
@@ -20,6 +21,26 @@ def recall_source(length: int, seed: int, max_bytes: int | None) -> Source:
     from lmlab.evaluate import recall_documents
 
     size = LENGTHS * length
-    count = max(3, (BYTES if max_bytes is None else max_bytes) // (size + 1))
-    text = "\n".join(recall_documents(count, train_length=length, length=size, seed=seed)).encode()
-    return Source("recall", "lines", partial(io.BytesIO, text), hashlib.sha256(text).hexdigest())
+    return _source(
+        "recall", recall_documents(_count(size, max_bytes), train_length=length, length=size, seed=seed)
+    )
+
+
+def passages_source(length: int, seed: int, max_bytes: int | None) -> Source:
+    """As `recall_source`, of passages of NEAREST … `length` / 2 symbols, so that each can come again."""
+    from lmlab.evaluate import passage_documents
+
+    size = LENGTHS * length
+    periods = (min(NEAREST, length // 2), length // 2)
+    return _source(
+        "passages", passage_documents(_count(size, max_bytes), length=size, periods=periods, seed=seed)
+    )
+
+
+def _count(size: int, max_bytes: int | None) -> int:
+    return max(3, (BYTES if max_bytes is None else max_bytes) // (size + 1))
+
+
+def _source(name: str, documents: list[str]) -> Source:
+    text = "\n".join(documents).encode()
+    return Source(name, "lines", partial(io.BytesIO, text), hashlib.sha256(text).hexdigest())
