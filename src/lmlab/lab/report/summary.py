@@ -263,7 +263,7 @@ def _explained(found: Sequence[Outcome]) -> str:
     if len(found) < 2:
         return of_bits + "."
     return (
-        f"{of_bits}; differences are paired by seed, in brackets Student's interval, held to 95 % over all of "
+        f"{of_bits}; differences are paired by seed, with Student's interval, held to 95 % over all of "
         "them (Holm)."
     )
 
@@ -299,7 +299,7 @@ def _against_first(told: Difference | None) -> str:
     text = signed(told.mean)
     if not isfinite(told.high):  # one seed
         return text
-    text += f' <span class="dim">[{signed(told.low, 3)}, {signed(told.high, 3)}]</span>'
+    text += f' <span class="dim">{signed(told.low)} to {signed(told.high)}</span>'
     return text if told.seen else f'<span class="dim">{text}, none seen</span>'
 
 
