@@ -156,16 +156,16 @@ public:
 
     nb::object to_lists(Input<uint32_t> ids, Input<int64_t> offsets) { return make_lists(ids, offsets, ints_.make()); }
 
-    nb::object encode(nb::object text) { return encode_one(text, Draw{}, 0); }
+    nb::object encode(nb::object text) { return encode_one(text, Draw{&vocabulary_.best()}, 0); }
 
     nb::object draw(nb::object text, double alpha, uint64_t seed, uint64_t stream, bool biased) {
-        return encode_one(text, Draw{vocabulary_.weights(alpha), seed, biased}, stream);
+        return encode_one(text, Draw{nullptr, vocabulary_.weights(alpha), seed, biased}, stream);
     }
 
-    nb::tuple encode_batch(nb::tuple texts, int threads) { return batch(texts, Draw{}, 0, threads); }
+    nb::tuple encode_batch(nb::tuple texts, int threads) { return batch(texts, Draw{&vocabulary_.best()}, 0, threads); }
 
     nb::tuple draw_batch(nb::tuple texts, double alpha, uint64_t seed, uint64_t stream, bool biased, int threads) {
-        return batch(texts, Draw{vocabulary_.weights(alpha), seed, biased}, stream, threads);
+        return batch(texts, Draw{nullptr, vocabulary_.weights(alpha), seed, biased}, stream, threads);
     }
 
     nb::bytes decode(Input<uint32_t> ids, bool skip_special) const {
@@ -248,13 +248,15 @@ private:
 
     nb::object encode_one(nb::object text, const Draw& draw, uint64_t stream) {
         const View view = checked_view(text);
-        Scratch scratch;
+        const Texts texts{view.data, &view.size, 1};
         std::vector<uint32_t> ids;
-        if (view.size <= QUICK) {
-            lmlab::tokenize::encode(vocabulary_, view, draw, stream, scratch, ids);
+        int64_t count;
+        if (view.size <= QUICK) {  // under the interpreter's lock: nobody else uses rooms_
+            lmlab::tokenize::encode(vocabulary_, texts, draw, stream, rooms_, ids, &count);
         } else {
             nb::gil_scoped_release release;
-            lmlab::tokenize::encode(vocabulary_, view, draw, stream, scratch, ids);
+            Rooms rooms;
+            lmlab::tokenize::encode(vocabulary_, texts, draw, stream, rooms, ids, &count);
         }
         return make_list(ids.data(), ids.size(), ints_.make());
     }
@@ -286,6 +288,7 @@ private:
 
     Vocabulary vocabulary_;
     Ints ints_;
+    Rooms rooms_;  // for short texts, one at a time
 };
 
 Interrupt signals() {

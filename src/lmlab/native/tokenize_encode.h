@@ -1,4 +1,5 @@
-// Text to ids: the best segmentation, an exact draw, and the biased rule that is kept for comparison.
+// Text to ids by walks through a trie: the best segmentation under a vocabulary that is used once (building an
+// automaton takes longer), and the biased rule that is kept for comparison.
 #pragma once
 
 #include <cstdint>
@@ -37,11 +38,5 @@ const int32_t* viterbi_sampling(const Unit* scores, View text, double alpha, Ran
 
 // Appends the ids of the path that `back` holds, first to last.
 void trace(const int32_t* back, const Leaf* leaves, int64_t size, std::vector<uint32_t>& ids);
-
-// A draw from exp(alpha S) / Z, appended to ids. `weights`: units whose value is exp(alpha s), 0 where none
-// ends; every weight must lie within 2^-577 .. 2^577 (WEIGHT_LOG_LIMIT), else see tokenize_lattice.h.
-constexpr double WEIGHT_LOG_LIMIT = 400.0;
-void sample(const Unit* weights, const Leaf* leaves, View text, Random& random, Scratch& scratch,
-            std::vector<uint32_t>& ids);
 
 }  // namespace lmlab::tokenize

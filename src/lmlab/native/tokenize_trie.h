@@ -49,22 +49,12 @@ public:
     // members: ids of distinct pieces of `pieces`, in any order.
     Trie(const Strings& pieces, std::vector<uint32_t> members);
 
-    // The units with value[id] at each node where piece id ends, and `none` elsewhere.
-    std::vector<Unit> with_values(const double* value, double none) const;
+    // Sets the units' values: value[id] at each node where piece id ends, and `none` elsewhere.
     void set_values(const double* value, double none);
 
     std::vector<Unit> units;
     std::vector<Leaf> leaves;  // by node
     size_t longest = 1;
-
-private:
-    int32_t place(const std::vector<uint8_t>& children);
-    void grow(size_t size);
-    void take(int32_t node);
-
-    std::vector<int32_t> next_free_, previous_free_;  // a list of free nodes, only while building
-    int32_t first_free_ = -1, last_free_ = -1;
-    size_t untouched_ = 0;  // all nodes from here on are free
 };
 
 inline int32_t first_node(uint8_t byte) { return 1 + byte; }
