@@ -123,8 +123,23 @@ nb::object make_list(const uint32_t* ids, size_t count, Make&& make) {
     return list;
 }
 
+// Many lists at once would start the collector again and again, to find no cycles among ints.
+class NoCollector {
+public:
+    NoCollector() : was_on_(PyGC_Disable()) {}
+    NoCollector(const NoCollector&) = delete;
+    NoCollector& operator=(const NoCollector&) = delete;
+    ~NoCollector() {
+        if (was_on_) PyGC_Enable();
+    }
+
+private:
+    int was_on_;
+};
+
 template <class Make>
 nb::object make_lists(Input<uint32_t> ids, Input<int64_t> offsets, Make&& make) {
+    const NoCollector pause;
     const size_t count = offsets.size() - 1;
     nb::object lists = nb::steal(PyList_New(static_cast<Py_ssize_t>(count)));
     if (!lists.is_valid()) throw nb::python_error();
