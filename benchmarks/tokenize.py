@@ -65,6 +65,8 @@ def rows(quick: bool) -> Iterator[Row]:
             yield from _encoding(tok, rivals, shape, texts, repeats)
         for shape, texts in shapes.items():
             yield from _sampling(tok, rivals, shape, texts, repeats)
+        for name, part in _languages(held).items():
+            yield from _sampling(tok, rivals, f"lines, {name} alone", part, repeats)
     yield _threads(tok, shapes["documents (3 kB)"] * (1 if quick else 8), repeats)
     yield _long_line(tok, shapes["documents (3 kB)"], repeats, 40_000 if quick else 400_000)
     yield from _training(kept, tok.vocab_size, repeats=1 if quick else 3)
@@ -150,27 +152,35 @@ def _encoding(tok: Tokenizer, rivals: _Rivals, shape: str, texts: list[str], rep
     if rivals.bytepiece is None:
         yield Row(f"encode, numpy, {shape}", "bytepiece", note="bytepiece is not installed")
         return
-    few = texts[: max(1, len(texts) // 20)]
     cases = {
-        "ours": lambda: tok.encode_batch(few, threads=1).ids,
-        "bytepiece": lambda: [rivals.bytepiece.encode(text) for text in few],
+        "ours": lambda: tok.encode_batch(texts, threads=1).ids,
+        "bytepiece": lambda: [rivals.bytepiece.encode(text) for text in texts],
     }
-    yield from _against(f"encode, numpy, {shape}", cases, _size(few), repeats, {"bytepiece": ">= 30"})
+    yield from _against(f"encode, numpy, {shape}", cases, _size(texts), repeats, {"bytepiece": ">= 30"})
 
 
 def _sampling(tok: Tokenizer, rivals: _Rivals, shape: str, texts: list[str], repeats: int) -> Iterator[Row]:
     sampled = {"enable_sampling": True, "nbest_size": -1, "alpha": 0.5}
-    few = texts[: max(1, len(texts) // 4)]
     cases: dict[str, Callable[[], object]] = {
-        "ours": lambda: tok.encode_batch(few, alpha=0.5, seed=1, threads=1).tolist(),
-        "sentencepiece": lambda: rivals.sentencepiece.encode(few, num_threads=1, **sampled),
+        "ours": lambda: tok.encode_batch(texts, alpha=0.5, seed=1, threads=1).tolist(),
+        "sentencepiece": lambda: rivals.sentencepiece.encode(texts, num_threads=1, **sampled),
     }
     if rivals.bytepiece is not None:
-        cases["bytepiece (its own law)"] = lambda: [rivals.bytepiece.encode(text, alpha=0.5) for text in few]
-    target = ">= 12" if shape != "lines" else ">= 9"
+        cases["bytepiece (its own law)"] = lambda: [
+            rivals.bytepiece.encode(text, alpha=0.5) for text in texts
+        ]
+    target = {"documents (3 kB)": ">= 12", "lines": ">= 9"}.get(shape, "")
     yield from _against(
-        f"exact sampling, lists, {shape}", cases, _size(few), repeats, {"sentencepiece": target}
+        f"exact sampling, lists, {shape}", cases, _size(texts), repeats, {"sentencepiece": target}
     )
+
+
+def _languages(held: list[str]) -> dict[str, list[str]]:
+    """The lines of the mixed text by what they hold: Chinese has the fewest segmentations, code the most."""
+    found: dict[str, list[str]] = {"Chinese": [], "English and code": []}
+    for line in held:
+        found["Chinese" if len(line.encode()) > 1.5 * len(line) else "English and code"].append(line)
+    return found
 
 
 def _threads(tok: Tokenizer, documents: list[str], repeats: int) -> Row:
