@@ -79,28 +79,30 @@ Automaton::Automaton(const Strings& pieces, std::vector<uint32_t> members, Readi
     const size_t count = nodes.size();
     longest = nodes.length.back();
 
-    // Lists: of a piece, itself and the pieces that end with it; of another prefix, that of its suffix.
-    std::vector<uint32_t> list(count, 0), next(count, 0);
-    pieces_.assign(2, static_cast<uint64_t>(longest) << 32 | NO_PIECE);
-    std::vector<uint64_t> found;
+    // Lists: of a piece, itself and the pieces that end with it; of another prefix, that of its suffix. They are
+    // laid out by id, since pieces that are used much mostly have the first ids: so these share the cache.
+    std::vector<uint32_t> list(count, 0), next(count, 0), heads;
     for (uint32_t node = 1; node < count; ++node) {
-        if (nodes.length[node] < 2) continue;
         const uint32_t suffix = nodes.shorter[node];
         next[node] = nodes.piece[suffix] != NO_PIECE && nodes.length[suffix] > 1 ? suffix : next[suffix];
-        if (nodes.piece[node] == NO_PIECE) {
-            list[node] = list[suffix];
-            continue;
-        }
+        if (nodes.length[node] > 1 && nodes.piece[node] != NO_PIECE) heads.push_back(node);
+    }
+    std::sort(heads.begin(), heads.end(), [&](uint32_t a, uint32_t b) { return nodes.piece[a] < nodes.piece[b]; });
+    pieces_.assign(2, static_cast<uint64_t>(longest) << 32 | NO_PIECE);
+    std::vector<uint64_t> found;
+    for (uint32_t head : heads) {
         found.clear();
-        for (uint32_t each = node; each > 0; each = next[each])
-            found.push_back(nodes.piece[each] | static_cast<uint64_t>(nodes.length[each]) << 32);
+        for (uint32_t node = head; node > 0; node = next[node])
+            found.push_back(nodes.piece[node] | static_cast<uint64_t>(nodes.length[node]) << 32);
         if (reading == Reading::backward) std::reverse(found.begin(), found.end());
         for (size_t i = 1; i + 1 < found.size(); i += 2) found[i] |= MORE;
         if (found.size() % 2 == 1) found.push_back(pieces_[0]);
-        list[node] = static_cast<uint32_t>(pieces_.size() / 2);
+        list[head] = static_cast<uint32_t>(pieces_.size() / 2);
         pieces_.insert(pieces_.end(), found.begin(), found.end());
         if (pieces_.size() / 2 >= MOST_LISTS) throw std::length_error("the pieces are too many for one vocabulary");
     }
+    for (uint32_t node = 1; node < count; ++node)
+        if (nodes.piece[node] == NO_PIECE) list[node] = list[nodes.shorter[node]];
 
     // Rows: own children, and those of the suffix's row for other bytes. A prefix without children shares that row.
     struct Child {

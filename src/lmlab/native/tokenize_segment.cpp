@@ -111,7 +111,11 @@ namespace {
 constexpr int STEP = 300;
 constexpr double SMALL = 0x1.0p-300, LARGE = 0x1.0p300;
 
-double scaled(double term, int32_t by) { return std::ldexp(term, STEP * std::max(by, -8)); }
+double scaled(double term, int32_t by) {  // times 2^(STEP * by)
+    for (; by < 0 && term > 0.0; ++by) term *= SMALL;
+    for (; by > 0; --by) term *= LARGE;
+    return term;
+}
 
 // The sum over all pieces that begin at a byte, where the sums that they lead to differ in scale.
 double sum_apart(const Match* list, const Match& single, const double* sums, int32_t* scales) {
