@@ -98,14 +98,26 @@ def test_the_values_that_the_documentation_quotes() -> None:
         assert attention_scale(n, rule=GradientScale("share")) == pytest.approx(alpha, abs=5e-5)
 
 
-def test_share_is_the_share_and_many_values_are_interpolated_exactly() -> None:
+def test_share_is_the_share() -> None:
     for r in (0.2, 0.9, 0.99):
         alpha = attention_scale(500, rule=GradientScale("share", share=r))
         assert gradient_norm(alpha, 500) / gradient_limit(500) == pytest.approx(r, abs=1e-6)
-    rule = GradientScale("share")
-    rows = attention_scale(torch.arange(1, 1001), rule=rule)
-    for n in (1, 2, 3, 17, 999):
-        assert float(rows[n - 1]) == pytest.approx(attention_scale(n, rule=rule), abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("rule", "head_dim"),
+    [
+        (GradientScale("share"), None),
+        (GradientScale("share", share=0.2), None),
+        (GradientScale(logits="cosine"), 5),
+        (GradientScale(logits="cosine"), 64),
+    ],
+)
+def test_rows_are_interpolated_exactly(rule: GradientScale, head_dim: int | None) -> None:
+    rows = attention_scale(torch.arange(1, 1001).view(10, 100), rule=rule, head_dim=head_dim)
+    for n in (1, 2, 3, 7, 8, 17, 999):
+        one = attention_scale(n, rule=rule, head_dim=head_dim)
+        assert float(rows.view(-1)[n - 1]) == pytest.approx(one, rel=1e-8, abs=1e-8)
 
 
 @pytest.mark.parametrize("n", [4, 64, 1024])

@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lmlab.attention.scale import EntropyInvariant
+from lmlab.attention.scale import (
+    EntropyInvariant,
+    GradientScale,
+    InverseSqrt,
+    MuP,
+    ScaleRule,
+    attention_scale,
+)
 from lmlab.attention.vq import reference
 from lmlab.attention.vq.assign import assign_codes
 from lmlab.attention.vq.function import vq_attention
@@ -249,6 +256,15 @@ def test_a_scale_rule_counts_the_keys_that_were_seen() -> None:
         some = {name: getattr(case, name)[:, :, part] for name in ("q", "k", "v")}
         parts.append(case.ours(scale=rule, state=state, key_mask=mask[:, part], **some))
     assert (torch.cat(parts, 2) - case.ours(scale=rule)).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("rule", [InverseSqrt(), MuP(16), GradientScale("share", n=40)])
+def test_a_rule_that_is_the_same_for_all_rows_is_a_number(rule: ScaleRule) -> None:
+    case = Case(seed=14, b=2, t=12, w=3, position="bias")
+    number = attention_scale(12, head_dim=4, rule=rule)
+    assert torch.equal(case.ours(scale=rule), case.ours(scale=number))
+    rowwise = case.ours(scale=torch.full((2, 1, 12), number, dtype=torch.float64))
+    assert (case.ours(scale=rule) - rowwise).abs().max() < 1e-14
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

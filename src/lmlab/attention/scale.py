@@ -12,9 +12,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, Protocol, overload, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, overload, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lmlab.attention import gradient
 
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 
 Form = Literal["annealed", "fit", "typical", "share"]
 
-# More different values of n than this are interpolated in log n, on Chebyshev nodes.
-_FEW = 48
+# Where alpha is the root of an integral, rows are interpolated: a polynomial a panel of this width in log n.
+_PANEL = 2.0
+_DEGREE = 12
 
 
 @runtime_checkable
@@ -131,8 +133,31 @@ class GradientScale:
             return 3.5 * n.log()
         if self.form == "annealed" and self.logits == "normal":
             return _annealed_normal(n)
-        solve = _annealed_cosine if self.form == "annealed" else _share
-        return _by_log_n(lambda m: solve(m, self.share, self.logits, head_dim), n)
+        if n.ndim == 0:  # one number, asked for once; rows come as tensors, again and again
+            return n.new_tensor(_solve(self.form, self.share, self.logits, head_dim, float(n)))
+        log_n = n.double().log().flatten().numpy(force=True)
+        alpha = np.empty_like(log_n)
+        panels = np.floor(log_n / _PANEL)
+        for panel in np.unique(panels):
+            here = panels == panel
+            alpha[here] = _panel(self.form, self.share, self.logits, head_dim, int(panel))(log_n[here])
+        if self.form == "annealed":
+            alpha *= np.sqrt(log_n)
+        return n.new_tensor(alpha).view(n.shape)
+
+
+def as_number(scale: float | Tensor | ScaleRule | None, head_dim: int) -> float | Tensor | ScaleRule | None:
+    """The number of a rule that gives every row the same; anything else as it is."""
+    if isinstance(scale, (InverseSqrt, MuP)) or (isinstance(scale, GradientScale) and scale.n is not None):
+        return _same_for_all(scale, head_dim)
+    return scale
+
+
+@lru_cache(maxsize=1024)
+def _same_for_all(rule: ScaleRule, head_dim: int) -> float:
+    import torch
+
+    return float(rule(torch.ones((), dtype=torch.float64), head_dim=head_dim))
 
 
 def attention_scale_of(option: Any, *, train_length: int, heads: int) -> float | ScaleRule | None:
@@ -217,30 +242,45 @@ def check_rule(rule: object, argument: str) -> None:
 def _annealed_normal(n: Tensor) -> Tensor:
     """Root alpha of (1 + 2 alpha^2) e^(alpha^2) = n; alpha^2 = W(n sqrt(e) / 2) - 1/2 with Lambert's W."""
     log_n = n.log()
-    # x + log(1 + 2x) - log n is concave and rising: from any start below the root Newton climbs to it
-    x = (log_n / 3).maximum(log_n - (2 * log_n).log1p())
-    for _ in range(5):
-        x = x - (x + (2 * x).log1p() - log_n) / (1 + 2 / (1 + 2 * x))
-    return x.clamp(min=0).sqrt()
+    # x = alpha^2 solves x + log(1 + 2x) = log n: a start within 1.4 %, and two steps of Halley's method, which
+    # triples the digits. Written in x and log1p, small x is as exact as large.
+    x = log_n * (1 + 0.39 * log_n) / (3 + 0.382 * log_n)
+    for _ in range(2):
+        twice = 2 * x
+        left = log_n - x - twice.log1p()
+        slope = twice + 3
+        x = x + left * (twice + 1) * slope / (slope.square() - 2 * left)
+    return x.sqrt()
 
 
 @lru_cache(maxsize=4096)
-def _annealed_cosine(n: float, _share: float, _logits: gradient.Logits, head_dim: int) -> float:
-    """Maximiser of alpha (1 - M(2 alpha) / (n M(alpha)^2)), M the moment generating function of a cosine."""
-    if n == 1:
-        return 0.0
-    return _root(lambda a: gradient.annealed_log_n(a, head_dim) - math.log(n), 1.0)
-
-
-@lru_cache(maxsize=4096)
-def _share(n: float, share: float, logits: gradient.Logits, head_dim: int | None) -> float:
-    """Root alpha of f(alpha, n) = share * f(infinity, n)."""
+def _solve(form: Form, share: float, logits: gradient.Logits, head_dim: int | None, n: float) -> float:
+    """Annealed: maximiser of alpha (1 - M(2 alpha) / (n M(alpha)^2)), M the moment generating function of a
+    cosine. Share: root alpha of f(alpha, n) = share * f(infinity, n)."""
+    if form == "annealed":
+        assert head_dim is not None
+        return 0.0 if n == 1 else _root(lambda a: gradient.annealed_log_n(a, head_dim) - math.log(n), 1.0)
     n = max(n, 1 + 1e-9)  # at n = 1 both sides are 0; their ratio has a limit
     if logits == "normal" or head_dim is None:
         goal = share * gradient.limit_normal(n)
         return _root(lambda a: gradient.exact_normal(a, n) / goal - 1, 1.0)
     goal = share * gradient.limit_cosine(n, head_dim)
     return _root(lambda a: gradient.exact_cosine(a, n, head_dim) / goal - 1, 1.0)
+
+
+@lru_cache(maxsize=256)
+def _panel(
+    form: Form, share: float, logits: gradient.Logits, head_dim: int | None, panel: int
+) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """`_solve` as a polynomial in log n on one panel, over sqrt(log n) where it begins like that (annealed)."""
+
+    def values(log_n: NDArray[np.float64]) -> NDArray[np.float64]:
+        alpha = [_solve(form, share, logits, head_dim, math.exp(x)) for x in log_n]
+        return np.array(alpha) / (np.sqrt(log_n) if form == "annealed" else 1.0)
+
+    low = panel * _PANEL
+    fitted = np.polynomial.Chebyshev.interpolate(values, deg=_DEGREE, domain=[low, low + _PANEL])
+    return cast("Callable[[NDArray[np.float64]], NDArray[np.float64]]", fitted)
 
 
 def _root(rising: Callable[[float], float], start: float) -> float:
@@ -266,20 +306,3 @@ def _root(rising: Callable[[float], float], start: float) -> float:
             at_low = at_low / 2 if side > 0 else at_low
             side = 1
     return middle
-
-
-def _by_log_n(solve: Callable[[float], float], n: Tensor) -> Tensor:
-    """`solve` at every n; many different values are interpolated in log n (error below 1e-8)."""
-    unique, place = n.reshape(-1).unique(return_inverse=True)
-    if len(unique) <= _FEW:
-        values = unique.new_tensor([solve(m) for m in unique.tolist()])
-    else:
-        x = np.log(unique.cpu().numpy())
-        fit = np.polynomial.Chebyshev.interpolate(
-            lambda t: np.array([solve(math.exp(v)) for v in t]),
-            deg=_FEW - 1,
-            domain=[float(x[0]), float(x[-1])],
-        )
-        values = unique.new_tensor(fit(x))
-    spread: Tensor = values[place].reshape(n.shape)
-    return spread

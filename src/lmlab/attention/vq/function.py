@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 from lmlab._native import attention as native
-from lmlab.attention.scale import ScaleRule
+from lmlab.attention.scale import ScaleRule, as_number
 from lmlab.attention.vq import kernel, keys, sweep
 from lmlab.attention.vq.assign import assign_codes
 from lmlab.attention.vq.checks import check_options, check_shapes, check_state
@@ -59,6 +59,8 @@ def vq_attention(
     that name the argument. Source: Transformer-VQ (2309.16354), kexue.fm/archives/9844; the gradient of merged
     keys in linear time is our own.
     """
+    if q.ndim == 4:
+        scale = as_number(scale, q.shape[-1])
     if state is not None and codes is None and _one_native_token(q, v, bias, state, rotary):
         row = _step(q, k, v, codebook, scale, bias, key_mask, state, window, causal, block, key_grad)
         return _answer(row, state, return_state)
