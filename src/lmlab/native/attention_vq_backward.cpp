@@ -36,7 +36,9 @@ private:
 };
 
 // The merged keys of one lane while time goes backwards. Dividing a key out of a running mean would lose digits, so
-// what a key changed is kept: for a segment of sqrt(t s) keys at a time, replayed from the state at its start.
+// what a key changed is kept: for one segment of time, replayed from a copy of the state at its start. Segments have
+// K s, (K-1) s, .., s keys: the changes of a segment take the room of its copy and of the later ones, which are done
+// with, so all of it is K states, about sqrt(2 t s) rows.
 template <class T>
 class Undo {
 public:
@@ -44,17 +46,19 @@ public:
     Packed<T> mean;        // a code in each lane
 
     Undo(const T* counts, const T* means, const int64_t* codes, const T* values, const Shape& n)
-        : s_(n.s), e_(n.e), codes_(codes), values_(values), count_(counts, counts + n.s), mean_(means, means + n.s * n.e), opened_(n.t) {
-        segment_ = std::max<int64_t>(1, static_cast<int64_t>(std::sqrt(static_cast<double>(n.t) * static_cast<double>(n.s))));
-        for (int64_t j = 0; j < n.t; ++j) {
-            if (j % segment_ == 0) {
-                starts_.insert(starts_.end(), count_.begin(), count_.end());
-                starts_.insert(starts_.end(), mean_.begin(), mean_.end());
-            }
-            add(j);
+        : s_(n.s), e_(n.e), codes_(codes), values_(values), count_(counts, counts + n.s), mean_(means, means + n.s * n.e) {
+        int64_t longest = 1;
+        while (longest * (longest + 1) / 2 * s_ < n.t) ++longest;
+        room_.resize(static_cast<size_t>(longest * s_ * (e_ + 1)));
+        int64_t end = 0;
+        for (int64_t length = longest * s_; end < n.t; length -= s_) {
+            for (int64_t j = starts_.empty() ? 0 : starts_.back(); j < end; ++j) add(j);
+            T* copy = room_.data() + static_cast<int64_t>(starts_.size()) * s_ * (e_ + 1);
+            std::copy(mean_.begin(), mean_.end(), std::copy(count_.begin(), count_.end(), copy));
+            starts_.push_back(end);
+            end += length;
         }
-        before_.resize(static_cast<size_t>(std::min(segment_, n.t) * e_));
-        end_ = n.t;
+        open(n.t - 1);
     }
 
     // To the state before key j was merged; j goes down one by one.
@@ -62,25 +66,22 @@ public:
         if (j < opened_) open(j);
         const int64_t code = codes_[j];
         if (code < 0) return;
-        const T* old = before_.data() + (j - opened_) * e_;
+        const T* old = before_ + (j - opened_) * e_;
         T* to = mean.codes.data() + (code / lanes) * e_ * lanes + code % lanes;
         for (int64_t y = 0; y < e_; ++y) to[y * lanes] = old[y];
         count[static_cast<size_t>(code)] -= T(1);
     }
 
-    // The state after the last key, for the rows that see all of them.
-    void begin() {
-        if (end_ > 0) open(end_ - 1);
-        else show();
-    }
-
 private:
     static constexpr int64_t lanes = Lanes<T>::count;
-    int64_t s_, e_, segment_ = 1, end_ = 0;
+    int64_t s_, e_;
     const int64_t* codes_;
     const T* values_;
-    std::vector<T> count_, mean_, starts_, before_;
-    int64_t opened_;  // first key of the segment whose changes are kept
+    std::vector<T> count_, mean_;
+    std::vector<T> room_;          // from the front: copies of the state at each start; at the end: changes
+    std::vector<int64_t> starts_;  // first keys of the segments that weren't opened yet
+    int64_t opened_ = 0;           // first key of the segment whose changes are kept
+    T* before_ = nullptr;          // the mean that each of its keys changed, [keys e]
 
     LMLAB_INLINE void add(int64_t j) {
         const int64_t code = codes_[j];
@@ -92,20 +93,17 @@ private:
     }
 
     void open(int64_t last) {
-        const int64_t number = last / segment_;
-        opened_ = number * segment_;
-        const T* start = starts_.data() + number * s_ * (e_ + 1);
-        count_.assign(start, start + s_);
-        mean_.assign(start + s_, start + s_ * (e_ + 1));
+        opened_ = starts_.back();
+        starts_.pop_back();
+        const T* copy = room_.data() + static_cast<int64_t>(starts_.size()) * s_ * (e_ + 1);
+        count_.assign(copy, copy + s_);
+        mean_.assign(copy + s_, copy + s_ * (e_ + 1));
+        before_ = room_.data() + static_cast<int64_t>(room_.size()) - (last + 1 - opened_) * e_;
         for (int64_t j = opened_; j <= last; ++j) {
             const T* now = mean_.data() + std::max<int64_t>(codes_[j], 0) * e_;
-            std::copy(now, now + e_, before_.data() + (j - opened_) * e_);
+            std::copy(now, now + e_, before_ + (j - opened_) * e_);
             add(j);
         }
-        show();
-    }
-
-    void show() {
         mean.pack(mean_.data(), s_, e_);
         count = count_;
         count.resize(static_cast<size_t>(whole(s_, lanes)), T(0));
@@ -185,10 +183,9 @@ LMLAB_INLINE void backward_lane(const States<T>& all, const Gradient<T>& g, cons
     const int64_t tile_count = (n.t + time - 1) / time;
     const int64_t all_chunks = (span + kKeys - 1) / kKeys;
     // chunks that a tile looks at; while it goes backwards each is packed once
-    const int64_t reaches = (std::min(span, (g.dk ? g.reach + g.back : 0) + n.r + time)) / kKeys + 3;
+    const int64_t reaches = std::min(span, (g.dk ? g.reach + g.back : 0) + n.r + time) / kKeys + 2;
     Chunks<T> chunks(values, span, n.e, std::min(all_chunks, reaches));
     Undo<T> far(all.count + lane * n.s, all.mean + lane * n.s * n.e, codes, values, n);
-    far.begin();
 
     for (int64_t tile = tile_count - 1; tile >= 0; --tile) {
         const int64_t start = tile * time, here = std::min(time, n.t - start), count = here * n.m;
