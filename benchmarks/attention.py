@@ -39,39 +39,89 @@ def both_ways(call: Callable[[], Tensor], leaves: tuple[Tensor, ...]) -> Callabl
     return lambda: torch.autograd.grad(call(), leaves, weight)
 
 
+def forward_times(t: int, counts: tuple[int, ...], repeats: int) -> tuple[dict[int, float], float]:
+    """Seconds of our forward pass by the number of codes, and of torch's, taken in turn."""
+    q, k, v = inputs(t)
+    cases: dict[str, Callable[[], object]] = {
+        str(s): lambda book=codes(s): vq_attention(q, k, v, book) for s in counts
+    }
+    cases["sdpa"] = lambda: scaled_dot_product_attention(q, k, v, is_causal=True)
+    with torch.no_grad():
+        timing = compare(cases, repeats=repeats, least=0.05)
+    return {s: timing[str(s)].median for s in counts}, timing["sdpa"].median
+
+
 @benchmark("attention")
 def forward(quick: bool) -> Iterator[Row]:
     torch.set_num_threads(1)
-    times: dict[int, float] = {}
-    for t, s, target in [
-        (1200, 256, ">= 1"),
-        (4096, 256, ""),
-        (16384, 256, ">= 10"),
-        (16384, 64, ">= 18"),
-        (32768, 256, ""),
-        (65536, 256, ">= 40"),
-        (65536, 64, ">= 60"),
-    ]:
+    for t, targets in [(4096, {256: None}), (16384, {256: 10, 64: 18}), (65536, {256: 40, 64: 60})]:
         if quick and t > 4096:
             continue
-        q, k, v = inputs(t)
-        book = codes(s)
-        with torch.no_grad():
-            timing = compare(
-                {
-                    "ours": lambda q=q, k=k, v=v, book=book: vq_attention(q, k, v, book),
-                    "sdpa": lambda q=q, k=k, v=v: scaled_dot_product_attention(q, k, v, is_causal=True),
-                },
-                repeats=3 if t > 20_000 else 5,
-                least=0.05,
+        ours, theirs = forward_times(t, tuple(targets), 3 if t > 20_000 else 5)
+        for s, target in targets.items():
+            yield Row(
+                f"forward, {t} tokens, {s} codes",
+                SDPA,
+                ours[s],
+                theirs,
+                ratio=theirs / ours[s],
+                target=f">= {target}" if target else "",
             )
-        ours, theirs = timing["ours"].median, timing["sdpa"].median
-        if s == 256:
-            times[t] = ours
-        yield Row(f"forward, {t} tokens, {s} codes", SDPA, ours, theirs, ratio=theirs / ours, target=target)
-    if not quick:
-        exponent = math.log(times[32768] / times[4096]) / math.log(8)
-        yield Row("growth exponent of the time, 4k to 32k", ratio=exponent, target="<= 1.05")
+
+
+@benchmark("attention")
+def growth(quick: bool) -> Iterator[Row]:
+    """Lengths take turns, for else the machine's other work would pass for growth."""
+    torch.set_num_threads(1)
+    book = codes(256)
+    data = {t: inputs(t) for t in ((256, 1024) if quick else (4096, 16384, 32768, 65536))}
+    with torch.no_grad():
+        timing = compare(
+            {str(t): lambda x=x: vq_attention(*x, book) for t, x in data.items()},
+            repeats=9,
+            least=0.0 if quick else 0.1,
+        )
+    for first, last in ((256, 1024),) if quick else ((4096, 32768), (16384, 65536)):
+        exponent = math.log(timing[str(last)].median / timing[str(first)].median) / math.log(last / first)
+        yield Row(
+            f"growth exponent of the time, {first} to {last} tokens, 256 codes",
+            ratio=exponent,
+            target="" if quick else "<= 1.05",
+        )
+
+
+@benchmark("attention")
+def break_even(quick: bool) -> Iterator[Row]:
+    """The length from which ours is faster; between two measured ones the ratio's logarithm is taken as linear."""
+    torch.set_num_threads(1)
+    lengths = (300, 600) if quick else (150, 300, 450, 600, 900, 1200, 1800)
+    ratios = []
+    for t in lengths:
+        ours, theirs = forward_times(t, (256,), 7)
+        ratios.append(theirs / ours[256])
+        yield Row(f"forward, {t} tokens, 256 codes", SDPA, ours[256], theirs, ratio=ratios[-1])
+    slower = max((i for i, ratio in enumerate(ratios) if ratio < 1), default=None)
+    if slower is None:
+        even = float(lengths[0])
+    elif slower == len(lengths) - 1:
+        even = math.inf
+    else:
+        low, high = (math.log(ratio) for ratio in ratios[slower : slower + 2])
+        even = lengths[slower] * (lengths[slower + 1] / lengths[slower]) ** (-low / (high - low))
+    yield Row("break-even with SDPA, 256 codes", ratio=even, target="" if quick else "<= 1200",
+              note="the ratio is in tokens")  # fmt: skip
+
+
+@benchmark("attention")
+def a_million(quick: bool) -> Iterator[Row]:
+    torch.set_num_threads(1)
+    t = 20_000 if quick else 1_000_000
+    q, k, v = inputs(t)
+    book = codes(256)
+    with torch.no_grad():
+        took = compare({"ours": lambda: vq_attention(q, k, v, book)}, repeats=3)["ours"].median
+    yield Row(f"forward, {t} tokens, one head, 256 codes", ours=took, ratio=took, target="<= 5",
+              note="the ratio is in seconds")  # fmt: skip
 
 
 @benchmark("attention")
