@@ -17,7 +17,7 @@ from lmlab.attention.scale import (
     ScaleRule,
     attention_scale,
 )
-from lmlab.attention.vq import reference
+from lmlab.attention.vq import kernel, keys, reference, sweep
 from lmlab.attention.vq.assign import assign_codes
 from lmlab.attention.vq.function import vq_attention
 from lmlab.attention.vq.state import VQState
@@ -258,6 +258,32 @@ def test_a_scale_rule_counts_the_keys_that_were_seen() -> None:
     assert (torch.cat(parts, 2) - case.ours(scale=rule)).abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("device_code", [False, True])
+@pytest.mark.parametrize("position", ["bias", "rotary"])
+@pytest.mark.parametrize("key_grad", ["all", "local"])
+def test_autocast_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, device_code: bool, position: str, key_grad: str
+) -> None:
+    """Scores, sums and gradients stay in float32, by the kernels and by the torch operations of other devices."""
+    if device_code:
+        monkeypatch.setattr(kernel, "forward", sweep.forward)
+    case = Case(seed=15, b=2, g=2, m=2, t=200, s=12, w=6, position=position)
+    options = {
+        name: x.float() if isinstance(x, Tensor) else x
+        for name, x in (case.options | {"key_grad": key_grad}).items()
+    }
+
+    def run(autocast: bool) -> list[Tensor]:
+        leaves = [x.float().requires_grad_() for x in (case.q, case.k, case.v, case.codebook)]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            out = vq_attention(*leaves, block=32, **options)
+            assert isinstance(out, Tensor)
+            return [out, *torch.autograd.grad(out.square().sum(), leaves)]
+
+    for with_it, without in zip(run(True), run(False), strict=True):
+        assert torch.equal(with_it, without)
+
+
 @pytest.mark.parametrize("rule", [InverseSqrt(), MuP(16), GradientScale("share", n=40)])
 def test_a_rule_that_is_the_same_for_all_rows_is_a_number(rule: ScaleRule) -> None:
     case = Case(seed=14, b=2, t=12, w=3, position="bias")
@@ -346,8 +372,6 @@ def test_the_torch_sweep_equals_the_native_one(
     shape: dict[str, Any], block: int, hears: int, strict: bool
 ) -> None:
     """What runs on other devices gives the same output, log-sum-exp, state and gradients."""
-    from lmlab.attention.vq import kernel, keys, sweep
-
     case = Case(
         **shape
         | {"causal": True, "position": shape["position"].replace("both", "bias").replace("rotary", "bias")}

@@ -137,6 +137,14 @@ def test_buffers_stay_in_float32_and_travel_with_the_state() -> None:
     assert torch.equal(book.embedding, other.embedding)
 
 
+def test_commitment_of_half_precision_keys_is_summed_in_float32() -> None:
+    book = Codebook(1, 4, 64, init="normal")
+    keys = 60 * torch.randn(1, 1, 50, 64, generator=torch.Generator().manual_seed(0))
+    quantised, _, commitment = book(keys.half())
+    assert quantised.dtype == torch.float16
+    assert commitment == pytest.approx(float(book(keys)[2]), rel=1e-3)  # above 65,504, the largest float16
+
+
 def test_fewer_keys_than_codes_repeat() -> None:
     book = Codebook(1, 16, 2)
     error = book.fit(normal(1, 1, 5, 2, seed=1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -24,7 +26,15 @@ def assign_codes(k: Float[Tensor, "b g t d"], codebook: Float[Tensor, "g s d"]) 
         native.assign(keys, centres, codes, torch.get_num_threads())
         return codes
     half_norm = centres.square().sum(-1) / 2
-    for start in range(0, k.shape[2], _AT_ONCE):
-        score = half_norm[:, None] - keys[:, :, start : start + _AT_ONCE] @ centres.transpose(-1, -2)
-        codes[:, :, start : start + _AT_ONCE] = score.nan_to_num(nan=0.0, posinf=torch.inf).argmin(-1)
+    with own_precision(k.device):
+        for start in range(0, k.shape[2], _AT_ONCE):
+            score = half_norm[:, None] - keys[:, :, start : start + _AT_ONCE] @ centres.transpose(-1, -2)
+            codes[:, :, start : start + _AT_ONCE] = score.nan_to_num(nan=0.0, posinf=torch.inf).argmin(-1)
     return codes
+
+
+def own_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Products in the dtype of their factors, also under autocast, which would make them half precision."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()

@@ -113,13 +113,13 @@ class Codebook(nn.Module):
         if recording and not bool(self.count.any()):
             self.fit(wide if key_mask is None else wide.transpose(1, 2)[key_mask].transpose(0, 1)[None])
         codes = assign_codes(k, self.embedding)
-        quantised = self.embedding[torch.arange(self.heads, device=k.device)[:, None], codes].to(k.dtype)
+        quantised = self.embedding[torch.arange(self.heads, device=k.device)[:, None], codes]
         error = (k - quantised).square().sum(-1)
         if recording:
             self._add(wide, codes, key_mask)
         kept = error if key_mask is None else error * key_mask[:, None]
         keys = error.numel() if key_mask is None else max(1, int(key_mask.sum()) * self.heads)
-        return _StraightThrough.apply(k, quantised), codes, kept.sum() / max(1, keys)
+        return _StraightThrough.apply(k, quantised.to(k.dtype)), codes, kept.sum() / max(1, keys)
 
     @torch.no_grad()
     def _add(self, k: Tensor, codes: Tensor, key_mask: Tensor | None) -> None:

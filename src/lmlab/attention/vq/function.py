@@ -14,7 +14,7 @@ from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 from lmlab._native import attention as native
 from lmlab.attention.scale import ScaleRule, as_number
 from lmlab.attention.vq import kernel, keys, sweep
-from lmlab.attention.vq.assign import assign_codes
+from lmlab.attention.vq.assign import assign_codes, own_precision
 from lmlab.attention.vq.checks import check_options, check_shapes, check_state
 from lmlab.attention.vq.state import VQState
 from lmlab.rope import Rotary, frequencies, rotate
@@ -270,7 +270,8 @@ class _Attention(torch.autograd.Function):
         merged: tuple[Tensor, Tensor] | None = None
         for plan, inputs, flipped in _runs(call, q, q_near, v, codebook, bias, codes, ctx.past):
             far = sweep.Far.empty(inputs) if start is None else start.clone()
-            out, lse = run(plan, inputs, far)
+            with own_precision(q.device):
+                out, lse = run(plan, inputs, far)
             part = (out.flip(3), lse.flip(3)) if flipped else (out, lse)
             merged = part if merged is None else _merge(*merged, *part)
         assert merged is not None
@@ -287,34 +288,39 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, q_near, v, codebook, bias, codes, out, lse = ctx.saved_tensors
-        call: _Call = ctx.call
-        wanted = ctx.needs_input_grad[2] and call.key_grad != "none"
-        dot = torch.linalg.vecdot(out, grad)
-        total: list[Tensor | None] = [None] * 6
-        runs = _runs(call, q, q_near, v, codebook, bias, codes, ctx.past)
-        for plan, inputs, flipped in runs:
-            far = sweep.Far.empty(inputs) if ctx.start is None else ctx.start
-            rows = tuple(x.flip(3) if flipped else x for x in (lse, grad, dot))
-            parts = _run_backward(call, plan, inputs, far, rows, wanted, ctx.needs_input_grad[4], flipped)
-            if flipped:
-                parts = [
-                    None if x is None else x.flip(axis) for x, axis in zip(parts, (3, 3, 2, 2), strict=False)
-                ] + [
-                    parts[4],
-                    parts[5],
-                ]
-            if parts[5] is not None and not call.causal:
-                w = call.window - 1
-                parts[5] = torch.nn.functional.pad(
-                    parts[5].flip(-1) if flipped else parts[5], (0, w) if flipped else (w, 0)
-                )
-            total = [
-                new if old is None else old if new is None else old + new
-                for old, new in zip(total, parts, strict=True)
+        with own_precision(grad.device):
+            return _backward(ctx, grad)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    q, q_near, v, codebook, bias, codes, out, lse = ctx.saved_tensors
+    call: _Call = ctx.call
+    wanted = ctx.needs_input_grad[2] and call.key_grad != "none"
+    dot = torch.linalg.vecdot(out, grad)
+    total: list[Tensor | None] = [None] * 6
+    runs = _runs(call, q, q_near, v, codebook, bias, codes, ctx.past)
+    for plan, inputs, flipped in runs:
+        far = sweep.Far.empty(inputs) if ctx.start is None else ctx.start
+        rows = tuple(x.flip(3) if flipped else x for x in (lse, grad, dot))
+        parts = _run_backward(call, plan, inputs, far, rows, wanted, ctx.needs_input_grad[4], flipped)
+        if flipped:
+            parts = [
+                None if x is None else x.flip(axis) for x, axis in zip(parts, (3, 3, 2, 2), strict=False)
+            ] + [
+                parts[4],
+                parts[5],
             ]
-        d_k = None if total[2] is None else total[2].to(ctx.k_dtype)
-        return (total[0], total[1], d_k, total[3], total[4], total[5], None, None, None)
+        if parts[5] is not None and not call.causal:
+            w = call.window - 1
+            parts[5] = torch.nn.functional.pad(
+                parts[5].flip(-1) if flipped else parts[5], (0, w) if flipped else (w, 0)
+            )
+        total = [
+            new if old is None else old if new is None else old + new
+            for old, new in zip(total, parts, strict=True)
+        ]
+    d_k = None if total[2] is None else total[2].to(ctx.k_dtype)
+    return (total[0], total[1], d_k, total[3], total[4], total[5], None, None, None)
 
 
 def _run_backward(
