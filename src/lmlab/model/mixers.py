@@ -102,12 +102,18 @@ class RecurrentMixer(nn.Module):
     def forward(
         self, x: Float[Tensor, "b t d"], state: RecurrentState | None = None
     ) -> tuple[Float[Tensor, "b t d"], RecurrentState | None, None]:
+        with torch.autocast(x.device.type, enabled=False):  # half precision would round every state
+            y = self._mixed(x.to(self.out.weight.dtype), state)
+        return self.out(y), state, None
+
+    def _mixed(self, x: Float[Tensor, "b t d"], state: RecurrentState | None) -> Float[Tensor, "b t n"]:
         if state is None and (self.method, self.window) != ("auto", None):
-            return self.out(self._solved(x)), None, None
+            return self._solved(x)
+        y: Tensor
         y, hidden = self.cell(x, None if state is None else state.hidden)
         if state is not None:
             state.hidden = hidden
-        return self.out(y), state, None
+        return y
 
     def _solved(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t n"]:
         from lmlab.recurrent import solve

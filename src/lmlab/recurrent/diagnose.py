@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lmlab.recurrent.cells import linearize
 from lmlab.recurrent.elk import elk
+from lmlab.recurrent.precision import at_least_float32, autocast_is_on, off
 from lmlab.recurrent.problem import Problem, read_problem, sequential
 from lmlab.recurrent.sweeps import Window, evaluate, iterate, residual, scan
 
@@ -51,6 +52,9 @@ def lyapunov(
     A tangent vector is carried along the path (Benettin's method). Where a sequence starts anew it starts anew,
     and the step counts nothing. Raises what `solve` raises for its arguments.
     """
+    if autocast_is_on(inputs):
+        with off(inputs.device.type):
+            return lyapunov(cell, at_least_float32(inputs), at_least_float32(h0), reset=reset)
     with torch.no_grad():
         problem = read_problem(cell, inputs, h0, reset=reset)
         if problem.u.shape[1] == 0 or problem.u.shape[0] == 0:
@@ -151,6 +155,10 @@ def convergence(
     sequential states) and exact_prefix (steps from the first that agree with these to rounding in every
     sequence). A method ends where its residual is at rounding, at max_iter, or where it isn't finite.
     """
+    if autocast_is_on(inputs):
+        with off(inputs.device.type):
+            inputs, h0 = at_least_float32(inputs), at_least_float32(h0)
+            return convergence(cell, inputs, h0, methods=methods, max_iter=max_iter)
     known = ("jacobi", "quasi", "newton", "elk")
     for method in methods:
         if method not in known:

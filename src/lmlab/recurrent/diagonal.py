@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from lmlab.recurrent.checks import check_input, check_state
 from lmlab.recurrent.fused import fused
+from lmlab.recurrent.precision import autocast_is_on, in_own_precision
 from lmlab.recurrent.rows import Rows
 from lmlab.recurrent.sequence import read_batch, run_layers
 from lmlab.recurrent.unfused import Weights, unfused
@@ -88,9 +89,13 @@ class _Diagonal(nn.Module):
 
         The layer is one fused loop with the channels side by side in vectors; where a call has few channels,
         it is solved by Newton's method with the steps side by side. `last_solution` says what ran.
+        Under autocast it runs in the type of its parameters.
         """
         packed = isinstance(input, PackedSequence)
         data: Tensor = input.data if isinstance(input, PackedSequence) else input
+        if autocast_is_on(data):
+            found: tuple[Any, Any] = in_own_precision(self, input, hx, reset=reset, lengths=lengths)
+            return found
         check_input(self, data, packed)
         single = not packed and data.dim() == 2
         batch = read_batch(input, reset, lengths, self.batch_first)

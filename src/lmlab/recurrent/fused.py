@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lmlab import _native
+from lmlab.recurrent.precision import off
 from lmlab.recurrent.rows import Rows
 from lmlab.recurrent.unfused import unfused
 
@@ -203,6 +204,11 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, *after: Tensor) -> tuple[Tensor | None, ...]:
+        with off("cpu"):  # the caller may differentiate inside autocast
+            return _Layer._backward(ctx, dy, *after)
+
+    @staticmethod
+    def _backward(ctx: Any, dy: Tensor, *after: Tensor) -> tuple[Tensor | None, ...]:
         x, h, c, w_ih, w_hh, b_ih, b_hh = ctx.saved_tensors
         kind, diagonal, rows = ctx.plan
         inputs = (x, h, c, w_ih, w_hh, b_ih, b_hh)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lmlab.recurrent.cells import NotTraceable, linearize
+from lmlab.recurrent.precision import off
 from lmlab.recurrent.problem import Problem
 from lmlab.recurrent.sweeps import Window, scan
 
@@ -43,10 +44,11 @@ class _Implicit(torch.autograd.Function):
             )
         problem: Problem = ctx.problem
         window = Window(problem.cell, problem.u.detach(), problem.h0.detach(), problem.reset)
-        try:
-            lam = _by_scan(window, ctx.before, g)
-        except NotTraceable:
-            lam = _by_steps(window, ctx.before, g)
+        with off(g.device.type):  # the caller may differentiate inside autocast
+            try:
+                lam = _by_scan(window, ctx.before, g)
+            except NotTraceable:
+                lam = _by_steps(window, ctx.before, g)
         return lam, None, None, None
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from lmlab.recurrent.checks import check_input, check_state
+from lmlab.recurrent.precision import autocast_is_on, in_own_precision
 from lmlab.recurrent.scan import linear_scan
 from lmlab.recurrent.sequence import check_lengths, check_reset
 
@@ -40,7 +41,11 @@ class _Linear(nn.Module):
         """(output, h): output laid out as input, h [1 b n] after the last step ([1 n] without a batch).
 
         hx: the state before the first step, [1 b n]. reset and lengths: as `lmlab.recurrent.GRU`.
+        Under autocast it runs in the type of its parameters.
         """
+        if autocast_is_on(input.data):
+            found: tuple[Any, Any] = in_own_precision(self, input, hx, reset=reset, lengths=lengths)
+            return found
         if isinstance(input, PackedSequence):
             return self._packed(input, hx, reset, lengths)
         check_input(self, input, False)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from lmlab.recurrent.fused import fused
+from lmlab.recurrent.precision import autocast_is_on, in_own_precision
 from lmlab.recurrent.rows import Rows
 from lmlab.recurrent.sequence import Batch, read_batch, run_layers
 from lmlab.recurrent.unfused import Weights, unfused
@@ -35,10 +36,14 @@ class _Fused:
         step is zero (in the backward direction, the state before the step to its left). hx enters the segment
         that a direction runs first, and not at all where reset is True at its very first step.
         lengths: steps of each row; outputs past them are zero, the final state is the one at the end.
+        Under autocast torch's own forward runs; with reset or lengths, the loop in the type of the parameters.
         Raises what torch.nn raises; ValueError and TypeError for reset and lengths that don't fit.
         """
         extended = reset is not None or lengths is not None
         data = input.data if isinstance(input, PackedSequence) else input
+        if extended and autocast_is_on(data):
+            found: tuple[Any, Any] = in_own_precision(self, input, hx, reset=reset, lengths=lengths)
+            return found
         possible = _ordinary(self, data, hx)
         mapped = (
             torch._C._functorch.peek_interpreter_stack() is not None

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lmlab import _native
 from lmlab.recurrent.logdepth import log_depth_scan
+from lmlab.recurrent.precision import HALF, autocast_is_on, in_common_type, off
 
-_HALF = (torch.float16, torch.bfloat16)
 _NATIVE = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
@@ -29,11 +29,15 @@ def linear_scan(
     h0: the state before the first step, [b n]; None is zero.
     reverse: h_t = a_t h_{t+1} + b_t, and h0 stands after the last step.
     float32, float64, complex64 and complex128; float16 and bfloat16 are summed in float32 and given back in
-    their own type. On a CPU one compiled pass over t; elsewhere steps are joined in pairs (logarithmic depth).
+    their own type. Under autocast arguments of different types are brought to the widest.
+    On a CPU one compiled pass over t; elsewhere steps are joined in pairs (logarithmic depth).
     Raises ValueError for shapes, TypeError for types and devices that don't fit.
     """
+    if autocast_is_on(b):
+        with off(b.device.type):
+            return linear_scan(*in_common_type(a, b, h0), reverse=reverse)
     _check(a, b, h0)
-    if b.dtype in _HALF:
+    if b.dtype in HALF:
         wide = linear_scan(a.float(), b.float(), None if h0 is None else h0.float(), reverse=reverse)
         return wide.to(b.dtype)
     if b.numel() == 0:
@@ -105,7 +109,8 @@ class _Scan(torch.autograd.Function):
         da: Tensor | None
         dh0: Tensor | None
         if torch.is_grad_enabled():
-            da, db, dh0 = _differentiable_gradient(a, h0, h, dh, ctx.reverse)
+            with off("cpu"):
+                da, db, dh0 = _differentiable_gradient(a, h0, h, dh, ctx.reverse)
         else:
             shape = h.shape if a.ndim == 3 else (*h.shape, h.shape[2])
             da = dh.new_empty(shape) if needs_a else None
@@ -183,5 +188,5 @@ def _check(a: Tensor, b: Tensor, h0: Tensor | None) -> None:
             raise TypeError(f"{name} is {x.dtype}, b is {b.dtype}: give both one type, {name}.to(b.dtype)")
         if x.device != b.device:
             raise TypeError(f"{name} is on {x.device}, b on {b.device}: give both one device")
-    if b.dtype not in (*_NATIVE, *_HALF):
+    if b.dtype not in (*_NATIVE, *HALF):
         raise TypeError(f"b must be a floating or complex tensor, got {b.dtype}: b.float()")

@@ -16,6 +16,7 @@ from lmlab.recurrent.cells import NotTraceable, TorchCell
 from lmlab.recurrent.diagnose import is_contractive
 from lmlab.recurrent.elk import elk
 from lmlab.recurrent.implicit import attach
+from lmlab.recurrent.precision import at_least_float32, autocast_is_on, off
 from lmlab.recurrent.problem import Problem, read_problem, sequential
 from lmlab.recurrent.sweeps import Attempt, Window, iterate, residual
 
@@ -81,8 +82,23 @@ def solve(
     "return" gives the best iterate and warns (ConvergenceWarning); "raise" raises ConvergenceError.
     Raises ValueError for shapes, values and cells that aren't pure, TypeError for types, and for a cell that
     torch.func can't trace where the method needs a Jacobian. Second derivatives are refused (RuntimeError).
+    Under autocast the cell runs outside of it, on float32 for half precision: no residual would reach tol there.
     Source: Lim et al., arXiv 2309.12252; kexue.fm/archives/9783.
     """
+    if autocast_is_on(inputs):
+        with off(inputs.device.type):
+            return solve(
+                cell,
+                at_least_float32(inputs),
+                at_least_float32(h0),
+                method=method,
+                tol=tol,
+                max_iter=max_iter,
+                window=window,
+                guess=at_least_float32(guess),
+                reset=reset,
+                on_fail=on_fail,
+            )
     _check_options(method, tol, max_iter, window, on_fail)
     problem = read_problem(cell, inputs, h0, reset=reset)
     b, t = problem.u.shape[:2]

@@ -1,6 +1,6 @@
 """The same layer as `fused`, step by step in torch operations: where no kernel of ours may run.
 
-That is on an accelerator with resets, under autocast, inside torch.func, and for second derivatives.
+That is on an accelerator with resets, in half precision, inside torch.func, and for second derivatives.
 """
 
 from __future__ import annotations
