@@ -2,13 +2,15 @@
 
 python -m lmlab.benchmarks.recurrent_convergence FOLDER writes recurrent_convergence.csv and .svg (error and
 exact prefix after every sweep), recurrent_lyapunov.csv and .svg (sweeps against the exponent, over many draws)
-and recurrent_gradient.csv (what a quasi-Newton Jacobian does to gradients).
+recurrent_windows.csv (sweeps in windows, where the whole length fails) and recurrent_gradient.csv (what a
+quasi-Newton Jacobian does to gradients).
 """
 
 from __future__ import annotations
 
 import csv
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import torch
 from matplotlib import pyplot as plt
 from torch import Tensor
 
-from lmlab.recurrent import convergence, lyapunov, solve
+from lmlab.recurrent import ConvergenceWarning, convergence, lyapunov, solve
 from lmlab.recurrent.diagnose import iterates
 from lmlab.recurrent.problem import read_problem, sequential
 from lmlab.recurrent.sweeps import Window, diagonal_of, evaluate, scan
@@ -28,11 +30,11 @@ NAMES = {0.5: "contractive", 2.0: "critical", 3.0: "chaotic"}
 METHODS = ("jacobi", "quasi", "newton", "elk")
 
 
-def draw(gain: float, seed: int, length: int = LENGTH) -> tuple[Any, Tensor, Tensor]:
+def draw(gain: float, seed: int) -> tuple[Any, Tensor, Tensor]:
     """The article's cell tanh(A h + u), A ~ gain·N(0, 1/n), u ~ N(0, 1); also A and u."""
     generator = torch.Generator().manual_seed(seed)
     a = gain * torch.randn(WIDTH, WIDTH, generator=generator, dtype=torch.float64) / WIDTH**0.5
-    u = torch.randn(1, length, WIDTH, generator=generator, dtype=torch.float64)
+    u = torch.randn(1, LENGTH, WIDTH, generator=generator, dtype=torch.float64)
     return (lambda h, u: torch.tanh(h @ a.T + u)), a, u
 
 
@@ -74,7 +76,12 @@ def _heat_maps(axes: Any, cell: Any, u: Tensor) -> None:
             image = torch.stack(errors).clamp(1e-17, 1e3).log10()
             image = torch.nn.functional.interpolate(image[None, None], (len(image), 150))[0, 0]
             axis.imshow(
-                image, aspect="auto", cmap="Blues", vmin=-16, vmax=1, extent=(0, LENGTH, len(image), 0)
+                image.numpy(),
+                aspect="auto",
+                cmap="Blues",
+                vmin=-16,
+                vmax=1,
+                extent=(0, LENGTH, len(image), 0),
             )
             axis.set_ylabel(f"{method}, sweep", fontsize=8)
     axes[-1].set_xlabel("step")
@@ -118,6 +125,21 @@ def sweeps_by_exponent(folder: Path) -> None:
     figure.tight_layout()
     _save(figure, folder / "recurrent_lyapunov.svg")
     _write(folder / "recurrent_lyapunov.csv", rows)
+
+
+def sweeps_by_window(folder: Path) -> None:
+    """Newton in windows of some steps, each from the exact last state of the one before."""
+    rows = []
+    for gain in GAINS[1:]:
+        for window in (16, 32, 64, 128, LENGTH):
+            for seed in range(4):
+                cell, _, u = draw(gain, seed)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", ConvergenceWarning)
+                    found = solve(cell, u, method="newton", window=window, max_iter=SWEEPS, on_fail="return")
+                sweeps = found.iterations if found.converged else ""
+                rows.append({"gain": gain, "window": window, "seed": seed, "sweeps": sweeps})
+    _write(folder / "recurrent_windows.csv", rows)
 
 
 def gradient_error(folder: Path) -> None:
@@ -169,7 +191,7 @@ def _save(figure: Any, path: Path) -> None:
 
 def main(folder: str) -> None:
     matplotlib.use("Agg")
-    for figure in (error_by_sweep, sweeps_by_exponent, gradient_error):
+    for figure in (error_by_sweep, sweeps_by_exponent, sweeps_by_window, gradient_error):
         figure(Path(folder))
 
 

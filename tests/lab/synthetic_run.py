@@ -302,6 +302,20 @@ def _evaluate(draw: random.Random, bits: float, length: bool, copy: bool, evil: 
                         for m, q, g in (("jacobi", 0.6, 1), ("newton", 0.01, 40))
                         for i in range(6)
                     ],
+                    "by_gain": [
+                        {
+                            "gain": g,
+                            "exponent": -0.6 + 0.2 * g,
+                            "sweeps": 3 + round(g) if g < 3 else None,
+                            "gradient": {"true": 1e-7, "diagonal": 0.2 * g},
+                        }
+                        for g in (0.5, 1.0, 2.0, 4.0)
+                    ],
+                    "by_length": [
+                        {"method": m, "length": t, "seconds": s + 1e-4 / t}
+                        for m, s in (("this cell", 4e-7), ("torch.nn.GRU" + evil, 9e-6), ("newton", 3e-4))
+                        for t in (256, 1024, 4096)
+                    ],
                 }
             ],
             "state": [

@@ -8,6 +8,7 @@ import torch
 from lmlab.attention import VQOptions
 from lmlab.lab.steps.inside import attention_weights, inside, local_only, mixers
 from lmlab.model import AttentionOptions, Decoder, DecoderConfig
+from lmlab.recurrent import RecurrentOptions
 
 SIZE = {"vocab_size": 40, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_length": 24}
 
@@ -78,7 +79,8 @@ def test_codes_are_measured_and_the_model_is_left_as_it_was() -> None:
     assert inside(none, ids(), 24)["codes"]["local_loss"] is None
 
 
-def test_a_recurrent_cell_is_solved_sweep_by_sweep() -> None:
+def test_a_recurrent_cell_is_solved_sweep_by_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lmlab.lab.steps.solving.LONGEST", 256)
     one = model(mixer=("recurrent", "attention"))
     (found,) = inside(one, ids(), 24)["recurrent"]
     assert (found["layer"], found["steps"], found["verdict"]) == (0, 24, "contractive") and found[
@@ -87,3 +89,39 @@ def test_a_recurrent_cell_is_solved_sweep_by_sweep() -> None:
     last = {row["method"]: row for row in found["sweeps"]}
     assert last["newton"]["iteration"] < last["jacobi"]["iteration"] and last["newton"]["exact_prefix"] == 24
     assert inside(model(), ids(), 24)["recurrent"] == []
+
+
+def test_a_recurrent_cell_by_the_gain_of_its_weights_and_by_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lmlab.lab.steps.solving.LONGEST", 1024)
+    monkeypatch.setattr("lmlab.lab.steps.solving.PATIENCE", 60.0)
+    one = model(mixer="recurrent", recurrent=RecurrentOptions(cell="rnn", state=12))
+    before = {k: v.clone() for k, v in one.state_dict().items()}
+    first, second = inside(one, ids(), 24)["recurrent"]
+    assert "by_gain" in first and "by_gain" not in second  # of the first recurrent layer
+    rows = {row["gain"]: row for row in first["by_gain"]}
+    assert rows[1.0]["exponent"] == pytest.approx(first["exponent"], abs=1e-4)
+    exponents = [row["exponent"] for row in first["by_gain"]]
+    assert exponents[0] < exponents[1] < exponents[2]
+    assert rows[0.5]["sweeps"] <= rows[2.0]["sweeps"]
+    for row in first["by_gain"]:
+        assert row["gradient"]["true"] < 1e-4 < row["gradient"]["diagonal"]
+    seconds = {(row["method"], row["length"]): row["seconds"] for row in first["by_length"]}
+    ways = ("this cell", "torch.nn.RNN", "shooting", "newton")
+    assert set(seconds) == {(m, t) for m in ways for t in (256, 1024)} and min(seconds.values()) > 0
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize(
+    "cell", ["gru", "lstm", "diagonal-rnn", "diagonal-gru", "diagonal-lstm", "mingru", "lru"]
+)
+def test_every_cell_is_looked_into(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lmlab.lab.steps.solving.LONGEST", 256)
+    monkeypatch.setattr("lmlab.lab.steps.solving.GAINS", (1.0, 2.0))
+    one = model(mixer=("recurrent", "attention"), recurrent=RecurrentOptions(cell=cell, state=6))
+    (found,) = inside(one, ids(), 24)["recurrent"]
+    linear = cell in ("mingru", "lru")
+    assert [row["gain"] for row in found["by_gain"]] == ([] if linear else [1.0, 2.0])
+    assert len(found["by_length"]) == (1 if linear else 4)
+    if cell in ("diagonal-rnn", "diagonal-gru"):
+        assert all(row["gradient"]["diagonal"] < 1e-5 for row in found["by_gain"])

@@ -498,6 +498,16 @@ def test_what_is_inside_the_model(tmp_path: Path) -> None:
     codes = records(run / "figures/codes.csv")
     assert len(codes) == 6 and codes[0]["alive"] == "0.97" and codes[0]["local_loss"] == "4.44"
     assert "0.030 nats a token" in (run / "report.html").read_text(encoding="utf-8")
+    gains = records(run / "figures/gain-1-2-exponent.csv")
+    assert [(r["gain"], r["sweeps"]) for r in gains] == [
+        ("0.5", "3"),
+        ("1.0", "4"),
+        ("2.0", "5"),
+        ("4.0", ""),
+    ]
+    assert [float(r["diagonal"]) for r in records(run / "figures/gradient-1-2.csv")] == [0.1, 0.2, 0.4, 0.8]
+    speed = records(run / "figures/speed-1-2.csv")
+    assert len(speed) == 9 and {r["method"] for r in speed} == {"this cell", "torch.nn.GRU", "newton"}
     state = {(r["variant"], r["length"]): int(r["bytes"]) for r in records(run / "figures/state.csv")}
     assert state["base", "256"] == state["base", "4096"] and state["vq", "4096"] == 16 * 9000
 

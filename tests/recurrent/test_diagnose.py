@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import lmlab.recurrent as recurrent
 from lmlab.recurrent import convergence, lyapunov, reference
 from lmlab.recurrent.cells import as_cell
 from lmlab.recurrent.diagnose import _verdict, diagnose, iterates
@@ -125,3 +126,32 @@ def test_refusals() -> None:
         convergence(lambda h, u: h + u, u, methods=("shooting",))
     with pytest.raises(ValueError, match=r"inputs must have steps and sequences, got \(1, 0, 2\)"):
         lyapunov(lambda h, u: h + u, u[:, :0])
+
+
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM", "DiagonalGRU", "DiagonalLSTM"])
+def test_a_gradient_needs_the_true_jacobian(name: str) -> None:
+    from lmlab.recurrent.diagnose import gradient_errors
+
+    torch.manual_seed(0)
+    module = getattr(recurrent, name)(4, 6, batch_first=True).double()
+    found = gradient_errors(module, torch.randn(2, 20, 4, dtype=torch.float64))
+    assert found["true"] <= 1e-14
+    assert found["diagonal"] <= 1e-14 if name == "DiagonalGRU" else found["diagonal"] > 0.01
+
+
+def test_the_gradient_that_is_compared_is_that_of_the_loop() -> None:
+    """By autograd through the loop, in what is added to each state, for a cell whose f is linear."""
+    from lmlab.recurrent.diagnose import gradient_errors
+
+    torch.manual_seed(0)
+    a = torch.randn(5, 5, dtype=torch.float64) / 4
+    u = torch.randn(1, 12, 5, dtype=torch.float64, requires_grad=True)
+    g = torch.randn(u.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def gradient(m: Tensor) -> Tensor:
+        states = reference.sequential(lambda h, x: h @ m.T + x, u, torch.zeros(1, 5, dtype=DOUBLE))
+        return torch.autograd.grad((states * g).sum(), u)[0]
+
+    exact, quasi = gradient(a), gradient(torch.diag(a.diag()))
+    found = gradient_errors(lambda h, x: h @ a.T + x, u.detach())
+    assert found["diagonal"] == pytest.approx(float((quasi - exact).norm() / exact.norm()), rel=1e-9)

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from lmlab.recurrent.cells import linearize
 from lmlab.recurrent.elk import elk
+from lmlab.recurrent.implicit import by_scan, by_steps
 from lmlab.recurrent.precision import at_least_float32, autocast_is_on, off
 from lmlab.recurrent.problem import Problem, read_problem, sequential
-from lmlab.recurrent.sweeps import Window, evaluate, iterate, residual, scan
+from lmlab.recurrent.sweeps import Window, diagonal_of, evaluate, iterate, residual, scan
 
 CHUNK = 32
 """Steps that a tangent vector runs before its length is set back to 1."""
@@ -183,6 +184,28 @@ def iterates(problem: Problem, method: str, max_iter: int) -> list[Tensor]:
     else:
         iterate(method, window, window.guess(), tol, max_iter, seen.append)
     return seen
+
+
+@torch.no_grad()
+def gradient_errors(cell: Any, inputs: Float[Tensor, "b t m"]) -> dict[str, float]:
+    """Relative errors of a gradient by one reversed scan, against one product a step.
+
+    "true": with the Jacobian of the cell; "diagonal": with its diagonal, as a quasi-Newton sweep has it. The gradient
+    is that of a random sum over all states, in what is added to each state.
+    """
+    problem = read_problem(cell, inputs, None)
+    states = sequential(problem.cell, problem.u, problem.h0, None)
+    window = Window(problem.cell, problem.u, problem.h0, None)
+    before = window.before(states)
+    generator = torch.Generator().manual_seed(0)
+    g = torch.randn(states.shape, generator=generator, dtype=torch.float64).to(states)
+    exact = by_steps(window, before, g)
+    _, j = linearize(problem.cell, before, problem.u)
+    diagonal = diagonal_of(problem.cell.structure, j)
+    ahead = torch.cat([diagonal[:, 1:], torch.zeros_like(diagonal[:, :1])], 1)
+    quasi = scan("diagonal", ahead.conj(), g, None, reverse=True)
+    found = {"true": by_scan(window, before, g), "diagonal": quasi}
+    return {name: float((value - exact).norm() / exact.norm()) for name, value in found.items()}
 
 
 def _measures(problem: Problem, states: Tensor, truth: Tensor) -> dict[str, Any]:

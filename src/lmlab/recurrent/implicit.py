@@ -46,13 +46,13 @@ class _Implicit(torch.autograd.Function):
         window = Window(problem.cell, problem.u.detach(), problem.h0.detach(), problem.reset)
         with off(g.device.type):  # the caller may differentiate inside autocast
             try:
-                lam = _by_scan(window, ctx.before, g)
+                lam = by_scan(window, ctx.before, g)
             except NotTraceable:
-                lam = _by_steps(window, ctx.before, g)
+                lam = by_steps(window, ctx.before, g)
         return lam, None, None, None
 
 
-def _by_scan(window: Window, before: Tensor, g: Tensor) -> Tensor:
+def by_scan(window: Window, before: Tensor, g: Tensor) -> Tensor:
     """λ over stretches of time, the last first, so that few Jacobians are held at once."""
     b, t, n = before.shape
     dense = window.cell.structure == "dense"
@@ -77,7 +77,7 @@ def _adjoint(structure: str, j: Tensor) -> Tensor:
     return j.conj().resolve_conj() if structure == "diagonal" else j.mH
 
 
-def _by_steps(window: Window, before: Tensor, g: Tensor) -> Tensor:
+def by_steps(window: Window, before: Tensor, g: Tensor) -> Tensor:
     """The same by one vector-Jacobian product a step, for a cell that torch.func can't trace."""
     lam, carry = torch.empty_like(g), torch.zeros_like(g[:, 0])
     for k in range(g.shape[1] - 1, -1, -1):

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lmlab.lab.report import solving
 from lmlab.lab.report.chart import FULL, Rule, Series, line_chart
 from lmlab.lab.report.figure import Figure, Panel, Section, Table, html_table
 from lmlab.lab.report.read import RunFiles, Stage, get, mapping, mean, objects
@@ -47,6 +48,7 @@ def section(run: RunFiles) -> Section | None:
         _entropy(run, stages),
         _codes(stages),
         _sweeps(stages),
+        *solving.figures(stages),
         _state(stages),
     ]
     found = [f for f in figures if f]

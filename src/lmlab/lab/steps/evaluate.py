@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lmlab.model import Decoder
     from lmlab.rope import Extension
 
-VERSION = 3
+VERSION = 4
 INPUTS = ("corpus", "tokenize", "train")
 BASELINE_BYTES = 16 << 20  # of the training text that lzma sees: its time grows with it
 LENGTH_ROWS = 24  # documents of the length test

@@ -197,12 +197,14 @@ def _banded(mixer: VQAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def solver_measures(model: Decoder, ids: Int[Tensor, "n t"]) -> list[dict[str, Any]]:
     """Of each recurrent layer: how two nearby paths move apart on a held-out row (Lyapunov exponent), and what
-    that means for solving all its steps at once: the error after each sweep of each method."""
+    that means for solving all its steps at once: the error after each sweep of each method. Of the first one
+    also what its recurrent weights, were they larger, and the length of the text change."""
+    from lmlab.lab.steps.solving import by_gain, by_length
     from lmlab.model.mixers import RecurrentMixer
     from lmlab.recurrent import convergence, lyapunov
 
     layers = [(i, m) for i, m in enumerate(mixers(model)) if isinstance(m, RecurrentMixer)]
-    found = []
+    found: list[dict[str, Any]] = []
     with torch.no_grad():
         taken = _inputs(model, ids[:1, :STEPS], [m for _, m in layers]) if layers else []
         for (layer, mixer), x in zip(layers, taken, strict=True):
@@ -217,6 +219,11 @@ def solver_measures(model: Decoder, ids: Int[Tensor, "n t"]) -> list[dict[str, A
                     "sweeps": [
                         {k: row[k] for k in ("method", "iteration", "error", "exact_prefix")} for row in rows
                     ],
+                    **(
+                        {}
+                        if found
+                        else {"by_gain": by_gain(mixer.cell, x), "by_length": by_length(mixer.cell, x)}
+                    ),
                 }
             )
     return found
