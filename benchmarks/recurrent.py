@@ -120,7 +120,7 @@ def _diagonal(quick: bool) -> Iterator[Row]:
 
     def run(newton: bool) -> Callable[[], object]:
         kind = fused.KINDS["RNN_TANH"]
-        return lambda: _native.recurrent.forward_by_channel(
+        return lambda: _native.recurrent.float32.forward_by_channel(
             kind, newton, False, starts, 1, None, u, w, None, torch.zeros(1, 1), y, None, None, 1
         )
 

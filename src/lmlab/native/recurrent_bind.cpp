@@ -10,6 +10,7 @@
 #include "recurrent_diagonal.h"
 #include "recurrent_matrix.h"
 #include "recurrent_scan.h"
+#include "recurrent_threads.h"
 
 namespace nb = nanobind;
 using namespace lmlab::recurrent;
@@ -165,15 +166,35 @@ void bind_products(nb::module_& m) {
             outer_sum(all, threads);
         },
         nb::arg("a"), nb::arg("first"), nb::arg("b"), nb::arg("out"), nb::arg("sums").none(), nb::arg("threads"));
+    m.def(
+        "diagonal_sum",
+        [](In<T, 2> a, int64_t first, In<T, 2> b, Out<T, 1> out, std::optional<Out<T, 1>> sums, int threads) {
+            const DiagonalSum<T> all{a.data(), b.data(), out.data(), pointer(sums), static_cast<int64_t>(a.shape(0)),
+                                     static_cast<int64_t>(a.shape(1)), first, static_cast<int64_t>(out.shape(0)),
+                                     static_cast<int64_t>(b.shape(1))};
+            nb::gil_scoped_release release;
+            diagonal_sum(all, threads);
+        },
+        nb::arg("a"), nb::arg("first"), nb::arg("b"), nb::arg("out"), nb::arg("sums").none(), nb::arg("threads"));
+}
+
+void bind_threads(nb::module_& m) {
+    m.def("useful_threads", &useful_threads, nb::arg("nanoseconds"), nb::arg("threads"));
+    m.def("product_time", &product_time, nb::arg("rows"), nb::arg("k"), nb::arg("n"));
+    m.def("cell_time", &cell_time, nb::arg("batch"), nb::arg("steps"), nb::arg("gates"), nb::arg("n"), nb::arg("diagonal"));
+    m.def("scan_time", &scan_time, nb::arg("batch"), nb::arg("steps"), nb::arg("n"), nb::arg("dense"));
 }
 
 }  // namespace
 
+// A submodule for each type: an overload that does not fit would use up the capsules that tensors come in.
 void bind_recurrent(nb::module_& m) {
-    bind_scan<float>(m);
-    bind_scan<double>(m);
-    bind_cells<float>(m);
-    bind_cells<double>(m);
-    bind_products<float>(m);
-    bind_products<double>(m);
+    nb::module_ f32 = m.def_submodule("float32"), f64 = m.def_submodule("float64");
+    bind_scan<float>(f32);
+    bind_scan<double>(f64);
+    bind_cells<float>(f32);
+    bind_cells<double>(f64);
+    bind_products<float>(f32);
+    bind_products<double>(f64);
+    bind_threads(m);
 }

@@ -6,6 +6,7 @@
 #include "dispatch.h"
 #include "parallel.h"
 #include "recurrent_product.h"
+#include "recurrent_threads.h"
 #include "simd.h"
 
 namespace lmlab::recurrent {
@@ -334,18 +335,15 @@ void backward_tile(const Layout& layout, const Backward<T>& all, const Weights<T
     }
 }
 
-// Starting a thread costs more than a short call: one thread below some hundred thousand multiply-adds each.
-int useful_threads(const Layout& layout, int threads) {
-    const int64_t work = layout.batch * layout.steps * gate_count(layout.kind) * layout.n *
-                         (layout.diagonal ? int64_t{16} : layout.n + 16);
-    return static_cast<int>(std::clamp<int64_t>(work >> 21, 1, threads));
+int threads_for(const Layout& n, int threads) {
+    return useful_threads(cell_time(n.batch, n.steps, gate_count(n.kind), n.n, n.diagonal), threads);
 }
 
 template <class T>
 void forward_all(const Layout& layout, const Forward<T>& all, int threads) {
     const Weights<T> weights(layout, all.weight, all.bias, false);
     const int64_t tiles = (layout.batch + kTile - 1) / kTile;
-    parallel_for(useful_threads(layout, threads), tiles, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(threads_for(layout, threads), tiles, 1, [&](int64_t begin, int64_t end) {
         for (int64_t x = begin; x < end; ++x)
             forward_tile(layout, all, weights, x * kTile, std::min(layout.batch, (x + 1) * kTile));
     });
@@ -355,7 +353,7 @@ template <class T>
 void backward_all(const Layout& layout, const Backward<T>& all, int threads) {
     const Weights<T> weights(layout, all.weight, nullptr, true);
     const int64_t tiles = (layout.batch + kTile - 1) / kTile;
-    parallel_for(useful_threads(layout, threads), tiles, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(threads_for(layout, threads), tiles, 1, [&](int64_t begin, int64_t end) {
         for (int64_t x = begin; x < end; ++x)
             backward_tile(layout, all, weights, x * kTile, std::min(layout.batch, (x + 1) * kTile));
     });

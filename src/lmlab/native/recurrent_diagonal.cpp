@@ -7,6 +7,7 @@
 
 #include "dispatch.h"
 #include "parallel.h"
+#include "recurrent_threads.h"
 #include "simd.h"
 
 namespace lmlab::recurrent {
@@ -16,6 +17,7 @@ using namespace lmlab::simd;
 
 constexpr int kDepth = 16;  // steps of a window that stand in one lane; a window is kDepth * lanes steps
 constexpr int kMostSweeps = 24;
+constexpr double kByChannel = 10;  // the time of a step here over that of one with the channels side by side
 constexpr int kMostGates = 3;
 constexpr int kMostKept = 4;  // gates, and a GRU's W_hn h + b_hn
 
@@ -255,7 +257,8 @@ Found every_channel(const Layout& layout, const Forward<T>& all, bool newton, in
     Found total;
     std::mutex lock;
     const int64_t channels = layout.batch * layout.n;
-    threads = static_cast<int>(std::clamp<int64_t>(channels * layout.steps >> 16, 1, threads));
+    const double time = cell_time(layout.batch, layout.steps, gate_count(layout.kind), layout.n, true);
+    threads = useful_threads(kByChannel * time, threads);
     parallel_for(threads, channels, 1, [&](int64_t begin, int64_t end) {
         for (int64_t x = begin; x < end; ++x) {
             const Found found = one(layout, all, x / layout.n, x % layout.n, newton);

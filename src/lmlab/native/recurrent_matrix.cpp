@@ -6,6 +6,7 @@
 #include "dispatch.h"
 #include "parallel.h"
 #include "recurrent_product.h"
+#include "recurrent_threads.h"
 #include "simd.h"
 
 #if defined(__GNUC__) && !defined(__clang__)
@@ -19,8 +20,10 @@ namespace {
 
 using namespace lmlab::simd;
 
+constexpr int64_t kLoad = 8;       // products in the time that one of a vector pair from memory takes
 constexpr int kRows = 6;           // rows of x, or columns of a, that one tile holds in registers
 constexpr int64_t kStretch = 128;  // rows of a and b that stay in the first cache
+constexpr int64_t kBlock = 64;     // columns whose sums stay in registers
 constexpr int64_t kShare = 192;    // rows that a thread takes at a time
 
 // w as panels of V vectors of columns, the last ones narrower and padded with zeros: [k][columns of the panel].
@@ -170,6 +173,30 @@ LMLAB_INLINE void some_columns(const OuterSum<T>& all, bool wide, int64_t begin,
     }
 }
 
+// Columns begin … end of the result, which lie in one repetition of b.
+template <class T>
+LMLAB_INLINE void some_products(const DiagonalSum<T>& all, int64_t begin, int64_t end) {
+    for (int64_t row = 0; row < all.rows; row += kStretch) {
+        const int64_t last = std::min(all.rows, row + kStretch);
+        for (int64_t from = begin; from < end; from += kBlock) {
+            const int64_t count = std::min(kBlock, end - from);
+            T product[kBlock] = {}, sum[kBlock] = {};  // of this stretch alone, which rounds less
+            for (int64_t r = row; r < last; ++r) {
+                const T* a = all.a + r * all.width + all.first + from;
+                const T* b = all.b + r * all.m + from % all.m;
+                for (int64_t c = 0; c < count; ++c) {
+                    product[c] += a[c] * b[c];
+                    sum[c] += a[c];
+                }
+            }
+            for (int64_t c = 0; c < count; ++c) {
+                all.out[from + c] += product[c];
+                if (all.sums) all.sums[from + c] += sum[c];
+            }
+        }
+    }
+}
+
 LMLAB_MULTIVERSION void rows_f32(const RowsTimes<float>& all, const Panels<float>& p, bool wide, int64_t begin, int64_t end) {
     some_rows(all, p, wide, begin, end);
 }
@@ -178,19 +205,21 @@ LMLAB_MULTIVERSION void rows_f64(const RowsTimes<double>& all, const Panels<doub
 }
 LMLAB_MULTIVERSION void outer_f32(const OuterSum<float>& all, bool wide, int64_t begin, int64_t end) { some_columns(all, wide, begin, end); }
 LMLAB_MULTIVERSION void outer_f64(const OuterSum<double>& all, bool wide, int64_t begin, int64_t end) { some_columns(all, wide, begin, end); }
+LMLAB_MULTIVERSION void diagonal_f32(const DiagonalSum<float>& all, int64_t begin, int64_t end) { some_products(all, begin, end); }
+LMLAB_MULTIVERSION void diagonal_f64(const DiagonalSum<double>& all, int64_t begin, int64_t end) { some_products(all, begin, end); }
 void rows(const RowsTimes<float>& all, const Panels<float>& p, bool wide, int64_t b, int64_t e) { rows_f32(all, p, wide, b, e); }
 void rows(const RowsTimes<double>& all, const Panels<double>& p, bool wide, int64_t b, int64_t e) { rows_f64(all, p, wide, b, e); }
 void columns(const OuterSum<float>& all, bool wide, int64_t b, int64_t e) { outer_f32(all, wide, b, e); }
 void columns(const OuterSum<double>& all, bool wide, int64_t b, int64_t e) { outer_f64(all, wide, b, e); }
 
-// A thread is worth its start from some ten microseconds of work on.
-int worth(int64_t products, int threads) { return static_cast<int>(std::clamp<int64_t>(products >> 22, 1, threads)); }
+void products(const DiagonalSum<float>& all, int64_t b, int64_t e) { diagonal_f32(all, b, e); }
+void products(const DiagonalSum<double>& all, int64_t b, int64_t e) { diagonal_f64(all, b, e); }
 
 template <class T>
 void rows_by(const RowsTimes<T>& all, int threads) {
     const Panels<T> panels(all);
     const bool wide = has_wide_registers();
-    parallel_for(worth(all.rows * all.k * all.n, threads), all.rows, kShare,
+    parallel_for(useful_threads(product_time(all.rows, all.k, all.n), threads), all.rows, kShare,
                  [&](int64_t begin, int64_t end) { rows(all, panels, wide, begin, end); });
 }
 
@@ -199,9 +228,23 @@ void columns_by(const OuterSum<T>& all, int threads) {
     std::fill(all.out, all.out + all.n * all.m, T(0));
     if (all.sums) std::fill(all.sums, all.sums + all.n, T(0));
     const bool wide = has_wide_registers();
-    threads = worth(all.rows * all.n * all.m, threads);
+    threads = useful_threads(product_time(all.rows, all.n, all.m), threads);
     const int64_t share = threads == 1 ? all.n : padded((all.n + threads - 1) / threads, kRows);
     parallel_for(threads, all.n, share, [&](int64_t begin, int64_t end) { columns(all, wide, begin, end); });
+}
+
+template <class T>
+void diagonals_by(const DiagonalSum<T>& all, int threads) {
+    std::fill(all.out, all.out + all.n, T(0));
+    if (all.sums) std::fill(all.sums, all.sums + all.n, T(0));
+    threads = useful_threads(product_time(all.rows, all.n, kLoad), threads);
+    const int64_t blocks = (all.m + kBlock - 1) / kBlock;  // of one repetition
+    parallel_for(threads, all.n / all.m * blocks, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t x = begin; x < end; ++x) {
+            const int64_t from = x / blocks * all.m + x % blocks * kBlock;
+            products(all, from, std::min(from + kBlock, (x / blocks + 1) * all.m));
+        }
+    });
 }
 
 }  // namespace
@@ -210,5 +253,7 @@ void rows_times(const RowsTimes<float>& all, int threads) { rows_by(all, threads
 void rows_times(const RowsTimes<double>& all, int threads) { rows_by(all, threads); }
 void outer_sum(const OuterSum<float>& all, int threads) { columns_by(all, threads); }
 void outer_sum(const OuterSum<double>& all, int threads) { columns_by(all, threads); }
+void diagonal_sum(const DiagonalSum<float>& all, int threads) { diagonals_by(all, threads); }
+void diagonal_sum(const DiagonalSum<double>& all, int threads) { diagonals_by(all, threads); }
 
 }  // namespace lmlab::recurrent

@@ -6,7 +6,7 @@
 #include "simd.h"
 
 #if defined(__GNUC__) && !defined(__clang__)
-#define LMLAB_UNROLL _Pragma("GCC unroll 8")
+#define LMLAB_UNROLL _Pragma("GCC unroll 12")
 #else
 #define LMLAB_UNROLL
 #endif
@@ -82,14 +82,21 @@ LMLAB_INLINE void group(const Packed<T>& matrix, int64_t column, const T* const*
     }
 }
 
-// All columns, V vectors at a time, then what is left one at a time.
+// Columns from `column` on, V vectors at a time while there are so many left; gives back the first column left.
+template <class T, int R, int V, int C>
+LMLAB_INLINE int64_t groups(const Packed<T>& matrix, int64_t column, const T* const* in, T* const* out) {
+    constexpr int64_t step = V * Lanes<T>::count;
+    for (; column + step <= matrix.width; column += step) group<T, R, V, C>(matrix, column, in, out);
+    return column;
+}
+
+// All columns, V vectors at a time, then by smaller groups: few sums alone would wait for each other.
 template <class T, int R, int V, int C>
 LMLAB_INLINE void sweep(const Packed<T>& matrix, const T* const* in, T* const* out) {
-    constexpr int64_t lanes = Lanes<T>::count;
-    int64_t column = 0;
-    for (; column + V * lanes <= matrix.width; column += V * lanes) group<T, R, V, C>(matrix, column, in, out);
-    if constexpr (V > 1)
-        for (; column < matrix.width; column += lanes) group<T, R, 1, C>(matrix, column, in, out);
+    int64_t column = groups<T, R, V, C>(matrix, 0, in, out);
+    if constexpr (V > 4) column = groups<T, R, 4, C>(matrix, column, in, out);
+    if constexpr (V > 2) column = groups<T, R, 2, C>(matrix, column, in, out);
+    if constexpr (V > 1) groups<T, R, 1, C>(matrix, column, in, out);
 }
 
 // Chains by the width of the matrix; vectors a group by the registers: 32 of 64 bytes, or 16 of 32 bytes.
@@ -97,7 +104,9 @@ template <class T, int R>
 LMLAB_INLINE void by_width(const Packed<T>& matrix, bool wide, const T* const* in, T* const* out) {
     const int64_t vectors = matrix.width / Lanes<T>::count;
     if (vectors >= 8) {
-        if (wide)
+        if (R == 1 && wide && vectors % 12 == 0)
+            sweep<T, R, (R == 1 ? 12 : 1), 1>(matrix, in, out);
+        else if (wide)
             sweep<T, R, (R == 4 ? 4 : 8), 1>(matrix, in, out);
         else
             sweep<T, R, (R == 4 ? 1 : 2), 1>(matrix, in, out);

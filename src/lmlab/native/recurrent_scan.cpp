@@ -1,10 +1,13 @@
 #include "recurrent_scan.h"
 
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "dispatch.h"
 #include "parallel.h"
+#include "recurrent_product.h"
+#include "recurrent_threads.h"
 #include "simd.h"
 
 namespace lmlab::recurrent {
@@ -177,28 +180,147 @@ LMLAB_INLINE void block_backward(const ScanLayout& layout, const ScanGradient<E>
     if (count) channels_backward(layout, a, g, h, h0, da, db, dh0, count);
 }
 
-// y_i = sum_j A_ij x_j; rows that lie side by side are summed by vectors.
+// y_i = sum_j A_ij x_j
 template <class E>
 LMLAB_INLINE E row_product(const E* row, int64_t stride, const E* x, int64_t n) {
+    E sum{};
     if constexpr (is_real<E>) {
-        E sum = 0;
         if (stride == 1) {
 #pragma omp simd reduction(+ : sum)
             for (int64_t j = 0; j < n; ++j) sum += row[j] * x[j];
-        } else {
-            for (int64_t j = 0; j < n; ++j) sum += row[j * stride] * x[j];
+            return sum;
         }
-        return sum;
-    } else {
-        E sum{};
-        for (int64_t j = 0; j < n; ++j) sum = sum + row[j * stride] * x[j];
-        return sum;
+    }
+    for (int64_t j = 0; j < n; ++j) sum = sum + row[j * stride] * x[j];
+    return sum;
+}
+
+// Vectors of 32 bytes: matrices of a scan are small.
+using f32x8 = float __attribute__((vector_size(32)));
+using f64x4 = double __attribute__((vector_size(32)));
+using i32x8 = int32_t __attribute__((vector_size(32)));
+using i64x4 = int64_t __attribute__((vector_size(32)));
+template <class T>
+struct Narrow {
+    using vector = f32x8;
+    static constexpr int64_t count = 8;
+};
+template <>
+struct Narrow<double> {
+    using vector = f64x4;
+    static constexpr int64_t count = 4;
+};
+template <class T>
+LMLAB_INLINE typename Narrow<T>::vector narrow_load(const T* from) {
+    typename Narrow<T>::vector x;
+    std::memcpy(&x, from, sizeof x);
+    return x;
+}
+template <class T, class V>
+LMLAB_INLINE void narrow_store(T* to, const V& x) {
+    std::memcpy(to, &x, sizeof x);
+}
+#if defined(__clang__)
+#define LMLAB_SHUFFLE(x, y, Lanes, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#else
+#define LMLAB_SHUFFLE(x, y, Lanes, ...) __builtin_shuffle(x, y, Lanes{__VA_ARGS__})
+#endif
+
+// The sums of the lanes of L vectors, one in each lane of the result: log L steps for all of them together.
+LMLAB_INLINE f32x8 row_sums(const f32x8* p) {
+    f32x8 s[4], q[2];
+    for (int i = 0; i < 4; ++i)
+        s[i] = LMLAB_SHUFFLE(p[2 * i], p[2 * i + 1], i32x8, 0, 8, 2, 10, 4, 12, 6, 14) +
+               LMLAB_SHUFFLE(p[2 * i], p[2 * i + 1], i32x8, 1, 9, 3, 11, 5, 13, 7, 15);
+    for (int i = 0; i < 2; ++i)
+        q[i] = LMLAB_SHUFFLE(s[2 * i], s[2 * i + 1], i32x8, 0, 1, 8, 9, 4, 5, 12, 13) +
+               LMLAB_SHUFFLE(s[2 * i], s[2 * i + 1], i32x8, 2, 3, 10, 11, 6, 7, 14, 15);
+    return LMLAB_SHUFFLE(q[0], q[1], i32x8, 0, 1, 2, 3, 8, 9, 10, 11) +
+           LMLAB_SHUFFLE(q[0], q[1], i32x8, 4, 5, 6, 7, 12, 13, 14, 15);
+}
+LMLAB_INLINE f64x4 row_sums(const f64x4* p) {
+    f64x4 s[2];
+    for (int i = 0; i < 2; ++i)
+        s[i] = LMLAB_SHUFFLE(p[2 * i], p[2 * i + 1], i64x4, 0, 4, 2, 6) +
+               LMLAB_SHUFFLE(p[2 * i], p[2 * i + 1], i64x4, 1, 5, 3, 7);
+    return LMLAB_SHUFFLE(s[0], s[1], i64x4, 0, 1, 4, 5) + LMLAB_SHUFFLE(s[0], s[1], i64x4, 2, 3, 6, 7);
+}
+
+// `count` elements, zeros behind them.
+template <class T>
+LMLAB_INLINE typename Narrow<T>::vector narrow_part(const T* from, int64_t count) {
+    T part[Narrow<T>::count] = {};
+    std::memcpy(part, from, static_cast<size_t>(count) * sizeof(T));
+    return narrow_load<T>(part);
+}
+
+// Matrices whose rows lie in memory as such. The state is a padded row of whole vectors, so that a step reads what
+// the step before wrote in the same pieces, and waits for no more than one product and log L sums.
+template <class T, bool One>
+LMLAB_INLINE void rows_forward(const ScanLayout& layout, const Scan<T>& all, int64_t sequence, T* state) {
+    using V = typename Narrow<T>::vector;
+    constexpr int64_t lanes = Narrow<T>::count;
+    const int64_t n = layout.n, chunks = One ? 1 : (n + lanes - 1) / lanes, left = n - (chunks - 1) * lanes;
+    const Walk wa(layout, layout.a[1], layout.reverse), wb(layout, layout.b[1], layout.reverse), wh(layout, n, layout.reverse);
+    const T* a = all.a + sequence * layout.a[0] + wa.first;
+    const T* b = all.b + sequence * layout.b[0] + wb.first;
+    T* h = all.h + sequence * layout.steps * n + wh.first;
+    T* next = state + chunks * lanes;
+    std::fill(state, next + chunks * lanes, T(0));
+    for (int64_t j = 0; j < n; ++j) state[j] = all.h0 ? all.h0[sequence * layout.h0[0] + j * layout.h0[1]] : T(0);
+    V one = narrow_load<T>(state);
+    for (int64_t t = 0; t < layout.steps; ++t, a += wa.step, b += wb.step, h += wh.step) {
+        for (int64_t block = 0; block < chunks; ++block) {
+            const int64_t from = block * lanes, rows = block + 1 < chunks ? lanes : left;
+            V sum[lanes];
+            for (int64_t r = 0; r < lanes; ++r) {
+                sum[r] = V{};
+                if (r >= rows) continue;
+                const T* row = a + (from + r) * layout.a[2];
+                for (int64_t c = 0; c + 1 < chunks; ++c) sum[r] += narrow_load<T>(row + c * lanes) * narrow_load<T>(state + c * lanes);
+                const T* end = row + (chunks - 1) * lanes;
+                const V last = left == lanes ? narrow_load<T>(end) : narrow_part<T>(end, left);
+                sum[r] += last * (One ? one : narrow_load<T>(state + (chunks - 1) * lanes));
+            }
+            V driven;
+            if (rows == lanes && layout.b[2] == 1) {
+                driven = narrow_load<T>(b + from);
+            } else {
+                T part[lanes] = {};
+                for (int64_t r = 0; r < rows; ++r) part[r] = b[(from + r) * layout.b[2]];
+                driven = narrow_load<T>(part);
+            }
+            const V y = row_sums(sum) + driven;
+            if (One)
+                one = y;
+            else
+                narrow_store(next + from, y);
+            if (rows == lanes) {
+                narrow_store(h + from, y);
+            } else {
+                T part[lanes];
+                narrow_store(part, y);
+                std::copy(part, part + rows, h + from);
+            }
+        }
+        std::swap(state, next);
     }
 }
 
 template <class E>
 LMLAB_INLINE void dense_forward(const ScanLayout& layout, const Scan<E>& all, int64_t sequence, E* state) {
     const int64_t n = layout.n;
+    if constexpr (is_real<E>) {
+        constexpr int64_t lanes = Narrow<E>::count;
+        // A row that fills its vectors badly is summed faster as it comes.
+        if (layout.a[3] == 1 && (n % lanes == 0 || n > 2 * lanes)) {
+            if (n == lanes)
+                rows_forward<E, true>(layout, all, sequence, state);
+            else
+                rows_forward<E, false>(layout, all, sequence, state);
+            return;
+        }
+    }
     const Walk wa(layout, layout.a[1], layout.reverse), wb(layout, layout.b[1], layout.reverse), wh(layout, n, layout.reverse);
     const E* a = all.a + sequence * layout.a[0] + wa.first;
     const E* b = all.b + sequence * layout.b[0] + wb.first;
@@ -244,7 +366,7 @@ LMLAB_INLINE void dense_backward(const ScanLayout& layout, const ScanGradient<E>
     if (all.dh0) std::copy(carry, carry + n, all.dh0 + sequence * n);
 }
 
-// Item: a sequence, and for a diagonal one a block of its channels. scratch: 2n elements.
+// Item: a sequence, and for a diagonal one a block of its channels. scratch: 2n elements, in whole vectors.
 template <class E>
 LMLAB_INLINE void item_forward(const ScanLayout& layout, const Scan<E>& all, int64_t item, int64_t blocks, E* scratch) {
     if (layout.dense)
@@ -280,10 +402,10 @@ LMLAB_ONE_TYPE(C64, c64)
 template <class E, class All>
 void every(const ScanLayout& layout, const All& all, int threads) {
     const int64_t blocks = layout.dense ? 1 : (layout.n + kBlock - 1) / kBlock;
-    const int64_t work = layout.batch * layout.steps * layout.n * (layout.dense ? layout.n : 1);
-    threads = static_cast<int>(std::clamp<int64_t>(work >> 18, 1, threads));
+    const double time = scan_time(layout.batch, layout.steps, layout.n, layout.dense);
+    threads = useful_threads(time * (sizeof(E) / 4), threads);
     parallel_for(threads, layout.batch * blocks, 1, [&](int64_t begin, int64_t end) {
-        std::vector<E> scratch(static_cast<size_t>(layout.dense ? 2 * layout.n : 0));
+        std::vector<E> scratch(static_cast<size_t>(layout.dense ? 2 * padded(layout.n, 8) : 0));
         for (int64_t x = begin; x < end; ++x) one(layout, all, x, blocks, scratch.data());
     });
 }

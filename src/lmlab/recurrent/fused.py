@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmlab import _native
+from lmlab.recurrent.kernels import kernels, raw
 from lmlab.recurrent.precision import off
 from lmlab.recurrent.rows import Rows
 from lmlab.recurrent.unfused import unfused
@@ -41,9 +41,12 @@ def fused(
     """
     c = state[1] if len(state) == 2 else None
     inputs = (x, state[0], c, *weights)
-    keep = torch.is_grad_enabled() and any(y is not None and y.requires_grad for y in inputs)
-    y, *after = _Layer.apply(*inputs, kind, diagonal, rows, keep, {} if report is None else report)
-    return y, tuple(after)
+    report = {} if report is None else report
+    if torch.is_grad_enabled() and any(y is not None and y.requires_grad for y in inputs):
+        y, *after = _Layer.apply(*inputs, kind, diagonal, rows, report)
+        return y, tuple(after)
+    ran = _run(inputs, kind, diagonal, rows, False, report)
+    return ran.y, tuple(ran.state)
 
 
 def run_states(
@@ -110,39 +113,39 @@ def _loop(
     report |= {"iterations": 1, "residual": 0.0, "converged": True, "method": "sequential"}
     few = y.shape[1] <= NEWTON_CHANNELS and rows.steps >= NEWTON_STEPS
     if diagonal and few and rows.lengths is None and kind != "LSTM":
-        sweeps, residual, repaired = _native.recurrent.forward_by_channel(
+        sweeps, residual, repaired = kernels(u).forward_by_channel(
             KINDS[kind],
             True,
             rows.reverse,
-            rows.starts,
+            raw(rows.starts),
             rows.row_step,
-            rows.cut,
-            u,
-            w_hh,
-            b_hh,
-            state[0],
-            y,
-            *((None, None) if kept is None else (kept.prev, kept.extra)),
+            raw(rows.cut),
+            raw(u),
+            raw(w_hh),
+            raw(b_hh),
+            raw(state[0]),
+            raw(y),
+            *((None, None) if kept is None else (raw(kept.prev), raw(kept.extra))),
             torch.get_num_threads(),
         )
         method = "newton+sequential" if repaired else "newton"
         report |= {"iterations": sweeps, "residual": residual, "method": method}
         return kept
-    _native.recurrent.forward(
+    kernels(u).forward(
         KINDS[kind],
         diagonal,
         rows.reverse,
-        rows.starts,
+        raw(rows.starts),
         rows.row_step,
-        rows.lengths,
-        rows.cut,
-        u,
-        w_hh,
-        b_hh,
-        state[0],
-        state[1] if kind == "LSTM" else None,
-        y,
-        *((None, None, None) if kept is None else (kept.prev, kept.extra, kept.tanh_c)),
+        raw(rows.lengths),
+        raw(rows.cut),
+        raw(u),
+        raw(w_hh),
+        raw(b_hh),
+        raw(state[0]),
+        raw(state[1]) if kind == "LSTM" else None,
+        raw(y),
+        *((None, None, None) if kept is None else (raw(kept.prev), raw(kept.extra), raw(kept.tanh_c))),
         torch.get_num_threads(),
     )
     return kept
@@ -153,7 +156,8 @@ def _projected(x: Tensor, w_ih: Tensor, b_ih: Tensor | None) -> Tensor:
     out = x.new_empty(x.shape[0], w_ih.shape[0])
     if max(w_ih.shape) > OWN_PRODUCTS:
         return torch.mm(x, w_ih.T, out=out) if b_ih is None else torch.addmm(b_ih, x, w_ih.T, out=out)
-    _native.recurrent.rows_times(x, _plain(w_ih), _plain(b_ih), out, True, torch.get_num_threads())
+    weights = raw(_plain(w_ih)), raw(_plain(b_ih))
+    kernels(x).rows_times(raw(x), *weights, raw(out), True, torch.get_num_threads())
     return out
 
 
@@ -162,7 +166,7 @@ def _times(du: Tensor, w: Tensor) -> Tensor:
     if max(w.shape) > OWN_PRODUCTS:
         return du @ w
     out = du.new_empty(du.shape[0], w.shape[1])
-    _native.recurrent.rows_times(du, _plain(w), None, out, False, torch.get_num_threads())
+    kernels(du).rows_times(raw(du), raw(_plain(w)), None, raw(out), False, torch.get_num_threads())
     return out
 
 
@@ -174,33 +178,56 @@ def _outer(du: Tensor, first: int, x: Tensor, out: Tensor, sums: Tensor | None) 
         if sums is not None:
             torch.sum(part, 0, out=sums)
         return
-    _native.recurrent.outer_sum(du, first, x, out, sums, torch.get_num_threads())
+    kernels(du).outer_sum(raw(du), first, raw(x), raw(out), raw(sums), torch.get_num_threads())
+
+
+def _diagonal(du: Tensor, first: int, h: Tensor, out: Tensor, sums: Tensor | None) -> None:
+    """out = the column sums of du ⊙ h and sums = those of du, over as many columns from `first` as out has."""
+    kernels(du).diagonal_sum(raw(du), first, raw(h), raw(out), raw(sums), torch.get_num_threads())
 
 
 def _plain(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.detach().contiguous()
 
 
+@dataclass
+class _Ran:
+    """Outputs, the state after, and what a gradient needs: gates, or the pieces and the states that they began with."""
+
+    y: Tensor
+    state: list[Tensor]
+    kept: _Kept | None
+    chunks: list[tuple[int, int]]
+    starts: list[list[Tensor]]
+
+
+def _run(
+    inputs: tuple[Any, ...], kind: str, diagonal: bool, rows: Rows, keep: bool, report: dict[str, Any]
+) -> _Ran:
+    x, h, c, w_ih, w_hh, b_ih, b_hh = inputs
+    u = _projected(x.detach(), w_ih, b_ih)
+    state = [
+        part.detach().clone(memory_format=torch.contiguous_format) for part in (h, c) if part is not None
+    ]
+    shape = (x.shape[0], h.shape[1])
+    y = x.new_empty(shape) if rows.lengths is None else x.new_zeros(shape)
+    chunks = _chunks(kind, rows, y) if keep else [(0, rows.steps)]
+    kept, starts = None, []
+    for first, last in chunks:
+        starts.append([part.clone() for part in state] if len(chunks) > 1 else [])
+        part = rows if len(chunks) == 1 else rows.part(first, last)
+        kept = _loop(kind, diagonal, part, u, state, w_hh, b_hh, y, keep and len(chunks) == 1, report)
+    return _Ran(y, state, kept, chunks, starts)
+
+
 class _Layer(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, h: Tensor, c: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-        w_ih, w_hh, b_ih, b_hh, kind, diagonal, rows, keep, report = rest
-        u = _projected(x, w_ih, b_ih)
-        state = [
-            part.detach().clone(memory_format=torch.contiguous_format) for part in (h, c) if part is not None
-        ]
-        shape = (x.shape[0], h.shape[1])
-        y = x.new_empty(shape) if rows.lengths is None else x.new_zeros(shape)
-        chunks = _chunks(kind, rows, y) if keep else [(0, rows.steps)]
-        kept, starts = None, []
-        for first, last in chunks:
-            starts.append([part.clone() for part in state] if len(chunks) > 1 else [])
-            part = rows if len(chunks) == 1 else rows.part(first, last)
-            kept = _loop(kind, diagonal, part, u, state, w_hh, b_hh, y, keep and len(chunks) == 1, report)
-        if keep:
-            ctx.save_for_backward(x, h, c, w_ih, w_hh, b_ih, b_hh)
-            ctx.plan, ctx.kept, ctx.chunks, ctx.starts = (kind, diagonal, rows), kept, chunks, starts
-        return (y, *state)
+    def forward(ctx: Any, *given: Any) -> tuple[Tensor, ...]:
+        inputs, (kind, diagonal, rows, report) = given[:7], given[7:]
+        ran = _run(inputs, kind, diagonal, rows, True, report)
+        ctx.save_for_backward(*inputs)
+        ctx.plan, ctx.kept, ctx.chunks, ctx.starts = (kind, diagonal, rows), ran.kept, ran.chunks, ran.starts
+        return (ran.y, *ran.state)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, *after: Tensor) -> tuple[Tensor | None, ...]:
@@ -213,7 +240,7 @@ class _Layer(torch.autograd.Function):
         kind, diagonal, rows = ctx.plan
         inputs = (x, h, c, w_ih, w_hh, b_ih, b_hh)
         if torch.is_grad_enabled():
-            return (*_differentiable(inputs, ctx.needs_input_grad, ctx.plan, (dy, *after)), *(None,) * 5)
+            return (*_differentiable(inputs, ctx.needs_input_grad, ctx.plan, (dy, *after)), *(None,) * 4)
         d_state = [part.clone(memory_format=torch.contiguous_format) for part in after]
         dy = dy.contiguous()
         if ctx.kept is not None:
@@ -221,7 +248,7 @@ class _Layer(torch.autograd.Function):
         else:
             gradients = _by_chunks(ctx, inputs, dy, d_state)
         d_x, *d_weights = gradients
-        return (d_x, d_state[0], d_state[1] if c is not None else None, *d_weights, *(None,) * 5)
+        return (d_x, d_state[0], d_state[1] if c is not None else None, *d_weights, *(None,) * 4)
 
 
 def _chunks(kind: str, rows: Rows, y: Tensor) -> list[tuple[int, int]]:
@@ -249,24 +276,24 @@ def _gradients(
     n = dy.shape[1]
     blank = kept.gates.new_empty if rows.lengths is None else kept.gates.new_zeros
     du, dq = blank(kept.gates.shape), blank(dy.shape) if kind == "GRU" else None
-    _native.recurrent.backward(
+    kernels(dy).backward(
         KINDS[kind],
         diagonal,
         rows.reverse,
-        rows.starts,
+        raw(rows.starts),
         rows.row_step,
-        rows.lengths,
-        rows.cut,
-        kept.gates,
-        kept.prev,
-        kept.extra,
-        kept.tanh_c,
-        w_hh.detach().contiguous(),
-        dy,
-        d_state[0],
-        d_state[1] if kind == "LSTM" else None,
-        du,
-        dq,
+        raw(rows.lengths),
+        raw(rows.cut),
+        raw(kept.gates),
+        raw(kept.prev),
+        raw(kept.extra),
+        raw(kept.tanh_c),
+        raw(_plain(w_hh)),
+        raw(dy),
+        raw(d_state[0]),
+        raw(d_state[1]) if kind == "LSTM" else None,
+        raw(du),
+        raw(dq),
         torch.get_num_threads(),
     )
     needs_x, needs_ih, needs_hh, needs_b_ih, needs_b_hh = needs[0], *needs[3:7]
@@ -275,17 +302,12 @@ def _gradients(
     _outer(du, 0, x.detach(), d_ih, d_b_ih)
     d_hh = torch.empty_like(w_hh, memory_format=torch.contiguous_format)
     d_b_hh = d_b_ih.clone()
-    parts = [du] if dq is None else [du[:, : 2 * n], dq]
-    if diagonal:
-        products = [part.reshape(-1, part.shape[1] // n, n) * kept.prev[:, None] for part in parts]
-        torch.cat([product.sum(0).flatten() for product in products], out=d_hh)
-        d_b_hh = d_b_hh if dq is None else torch.cat([d_b_ih[: 2 * n], dq.sum(0)])
-    elif dq is None:
-        _outer(du, 0, kept.prev, d_hh, None)
+    hidden = _diagonal if diagonal else _outer
+    if dq is None:
+        hidden(du, 0, kept.prev, d_hh, None)
     else:
-        _outer(du, 0, kept.prev, d_hh[: 2 * n], None)
-        d_b_hh = torch.cat([d_b_ih[: 2 * n], du.new_empty(n)])
-        _outer(dq, 0, kept.prev, d_hh[2 * n :], d_b_hh[2 * n :])
+        hidden(du, 0, kept.prev, d_hh[: 2 * n], None)
+        hidden(dq, 0, kept.prev, d_hh[2 * n :], d_b_hh[2 * n :])
     found = zip((d_ih, d_hh, d_b_ih, d_b_hh), (needs_ih, needs_hh, needs_b_ih, needs_b_hh), strict=True)
     return [d_x, *(gradient if need else None for gradient, need in found)]
 

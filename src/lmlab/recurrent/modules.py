@@ -44,7 +44,8 @@ class _Fused:
         if extended and autocast_is_on(data):
             found: tuple[Any, Any] = in_own_precision(self, input, hx, reset=reset, lengths=lengths)
             return found
-        possible = _ordinary(self, data, hx)
+        weights = self._layer_weights()
+        possible = _ordinary(self, data, hx, weights)
         mapped = (
             torch._C._functorch.peek_interpreter_stack() is not None
         )  # torch has no rules for its own there
@@ -59,7 +60,7 @@ class _Fused:
             layer(self.mode),
             batch,
             state,
-            self._layer_weights(),
+            weights,
             directions=2 if self.bidirectional else 1,
             dropout=self.dropout if self.training else 0.0,
         )
@@ -168,10 +169,10 @@ def _plain(kind: str) -> Any:
     return layer
 
 
-def _ordinary(module: Any, data: Tensor, hx: Any) -> bool:
+def _ordinary(module: Any, data: Tensor, hx: Any, weights: list[Weights]) -> bool:
     """Whether everything lies on a CPU in one type that the kernels know, and is what torch.nn would accept."""
     parts = [] if hx is None else list(hx) if isinstance(hx, (tuple, list)) else [hx]
-    tensors = [data, *parts, *(w for w in module.parameters())]
+    tensors = [data, *parts, *(w for layer in weights for w in layer if w is not None)]
     return (
         data.dtype in (torch.float32, torch.float64)
         and data.numel() > 0

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
-from lmlab import _native
+from lmlab.recurrent.kernels import kernels, raw
 from lmlab.recurrent.logdepth import log_depth_scan
 from lmlab.recurrent.precision import HALF, autocast_is_on, in_common_type, off
 
@@ -88,7 +88,7 @@ class _Scan(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, b: Tensor, h0: Tensor | None, reverse: bool) -> Tensor:
         h = b.new_empty(b.shape)
         dense = a.ndim == 4
-        _native.recurrent.scan(
+        kernels(b).scan(
             _numbers(_wide(a, b)),
             _numbers(b),
             None if h0 is None else _numbers(h0),
@@ -115,7 +115,7 @@ class _Scan(torch.autograd.Function):
             shape = h.shape if a.ndim == 3 else (*h.shape, h.shape[2])
             da = dh.new_empty(shape) if needs_a else None
             db, dh0 = dh.new_empty(h.shape), dh.new_empty(h.shape[0], h.shape[2]) if needs_h0 else None
-            _native.recurrent.scan_gradient(
+            kernels(h).scan_gradient(
                 _numbers(_wide(a, h)),
                 _numbers(dh),
                 None if h0 is None else _numbers(h0),
@@ -163,10 +163,11 @@ def _wide(a: Tensor, b: Tensor) -> Tensor:
     return a.expand(b.shape) if a.ndim == 3 else a.expand(*b.shape, b.shape[2])
 
 
-def _numbers(x: Tensor) -> Tensor:
-    """The tensor as the kernel reads it: a complex one through pairs of numbers."""
-    x = x.detach().resolve_neg()
-    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+def _numbers(x: Tensor) -> Any:
+    """The tensor as the kernel reads it, in a capsule: a complex one through pairs of numbers."""
+    if x.is_complex():
+        x = torch.view_as_real(x.detach().resolve_neg().resolve_conj())
+    return raw(x.detach().resolve_neg())
 
 
 def _check(a: Tensor, b: Tensor, h0: Tensor | None) -> None:

@@ -48,10 +48,11 @@ def read_batch(
     batch, steps = whole if batch_first else whole[::-1]
     check_lengths(lengths, batch, steps)
     check_reset(reset, shape)
-    starts = torch.arange(steps) * (1 if batch_first else batch)
+    starts = torch.arange(steps) if batch_first else torch.arange(steps) * batch
     end = None if lengths is None else lengths.to("cpu", torch.int64)
-    rows = Rows(batch, starts, steps if batch_first else 1, end)
-    backward = replace(rows, reverse=True)
+    rows, backward = (
+        Rows(batch, starts, steps if batch_first else 1, end, reverse=flag) for flag in (False, True)
+    )
     if reset is not None:
         cuts = reset.reshape(whole).cpu() if batch_first else reset.reshape(whole).T.cpu()
         later = _backward_cuts(cuts, end)
