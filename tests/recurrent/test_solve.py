@@ -10,7 +10,7 @@ import lmlab.recurrent as recurrent
 from lmlab.recurrent import ConvergenceError, ConvergenceWarning, reference, shooting, solve
 from lmlab.recurrent.cells import TorchCell, as_cell, linearize
 from lmlab.recurrent.elk import damped_sweep
-from lmlab.recurrent.sweeps import Window, evaluate, sweep
+from lmlab.recurrent.sweeps import Window, evaluate, largest_residual, sweep
 
 PARALLEL = ("jacobi", "quasi", "newton", "elk", "shooting")
 DOUBLE = torch.float64
@@ -393,3 +393,28 @@ def test_the_structures_of_torchs_cells() -> None:
     weights = (torch.zeros(4, 1), torch.zeros(4), None, None)
     assert TorchCell("LSTM", weights, diagonal=True).structure == "block"
     assert TorchCell("RNN_TANH", (torch.zeros(4, 1), torch.zeros(4, 4), None, None)).structure == "dense"
+
+
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+@pytest.mark.parametrize(("b", "t"), [(1, 1024), (1, 1111), (3, 1024), (2, 777)])
+@pytest.mark.parametrize("cuts", [False, True])
+def test_shooting_by_the_compiled_loop_is_the_loop(name: str, b: int, t: int, cuts: bool) -> None:
+    torch.manual_seed(0)
+    module = getattr(nn, name)(3, 5, batch_first=True).double()
+    x = torch.randn(b, t, 3, dtype=torch.float64)
+    reset = torch.rand(b, t) < 0.01 if cuts else None
+    with torch.no_grad():
+        expected = solve(module, x, method="sequential", reset=reset)
+        found = solve(module, x, method="shooting", reset=reset)
+    assert found.converged and found.method == "shooting" and found.residual <= 1e-10
+    assert (found.states - expected.states).abs().max() <= 1e-9
+    graph = solve(module, x, method="shooting", reset=reset)  # its residual is that of torch's operations
+    assert abs(graph.residual - found.residual) <= 1e-14
+
+
+def test_a_residual_that_is_not_a_number_is_not_converged() -> None:
+    def cell(h: Tensor, u: Tensor) -> Tensor:
+        return h / u
+
+    window = Window(as_cell(cell, 2), torch.zeros(1, 4, 2), torch.zeros(1, 2), None)
+    assert largest_residual(window, torch.zeros(1, 4, 2)) == float("inf")

@@ -90,6 +90,11 @@ class TorchCell:
         """All states [b t n] by the compiled loop; outside the graph. report: as in `fused`."""
         return run_states(self.kind, self.diagonal, h0, u, reset, self.weights[1], self.weights[3], report)
 
+    def step_each(self, h: Tensor, u: Tensor) -> Tensor:
+        """`step` of many states [b t n] by the compiled loop, as that many sequences of one step."""
+        b, t, n = h.shape
+        return self.run(h.reshape(b * t, n), u.reshape(b * t, 1, -1), None, {}).view(b, t, n)
+
     def linearize(self, h: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         if self.kind == "LSTM":
             return self._linearize_lstm(h, u)

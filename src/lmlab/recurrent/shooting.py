@@ -42,11 +42,15 @@ def shooting(window: Window, tol: float, max_iter: int) -> Attempt:
     chunks = -(-t // size)
     first = torch.arange(chunks) * size
     starts = torch.cat([window.carry[:, None], _burn_in(window, first[1:])], 1)
-    states = window.carry.new_empty(b, t, n)
+    states = window.carry.new_empty(0)
     moved = torch.ones(b, chunks, dtype=torch.bool)
     passes, rho = 0, starts.new_zeros(b, chunks)
     while bool(moved.any()) and passes < max_iter:
-        _run(window, states, starts, moved, size)
+        if passes == 0 and isinstance(window.cell, TorchCell) and window.cell.runs(window.u):
+            states = _run_all(window, starts, size)
+        else:
+            states = states if passes else window.carry.new_empty(b, t, n)
+            _run(window, states, starts, moved, size)
         passes += 1
         ends = states[:, first[1:] - 1]
         rho = starts.new_zeros(b, chunks)
@@ -115,6 +119,23 @@ def _run(window: Window, states: Tensor, starts: Tensor, moved: Tensor, size: in
             h = torch.where(window.reset[row, at, None], torch.zeros_like(h), h)
         h = window.cell.step(h, window.u[row, at])
         states[row, at] = h
+
+
+def _run_all(window: Window, starts: Tensor, size: int) -> Tensor:
+    """Every chunk, by the compiled loop on views of the steps; a last, shorter chunk by itself."""
+    b, _, n = starts.shape
+    t = window.u.shape[1]
+    whole = t // size
+    pieces = []
+    for first, count, length in ((0, whole, size), (whole * size, 1, t - whole * size)):
+        if not length:
+            continue
+        part = slice(first, first + count * length)
+        u = window.u[:, part].reshape(b * count, length, -1)
+        reset = None if window.reset is None else window.reset[:, part].reshape(b * count, length)
+        h = starts[:, first // size : first // size + count].reshape(b * count, n)
+        pieces.append(sequential(window.cell, u, h, reset).view(b, count * length, n))
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
 
 
 def _step(window: Window, h: Tensor) -> Tensor:

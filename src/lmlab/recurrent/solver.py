@@ -18,7 +18,7 @@ from lmlab.recurrent.elk import elk
 from lmlab.recurrent.implicit import attach
 from lmlab.recurrent.precision import at_least_float32, autocast_is_on, off
 from lmlab.recurrent.problem import Problem, read_problem, sequential
-from lmlab.recurrent.sweeps import Attempt, Window, iterate, residual
+from lmlab.recurrent.sweeps import Attempt, Window, iterate, largest_residual, residual
 
 METHODS = ("auto", "sequential", "jacobi", "quasi", "newton", "elk", "shooting")
 WINDOWS = {"jacobi": 64, "quasi": 128, "newton": 128, "elk": 512}
@@ -112,8 +112,11 @@ def solve(
     with torch.no_grad():
         plain = Problem(problem.cell, problem.u.detach(), problem.h0.detach(), reset)
         states, sweeps, ran = _run(plain, method, _Limits(tol, max_iter, window, on_fail), guess)
-    states, f = attach(problem, states)
-    error = float(residual(states.detach(), f).max())
+    if torch.is_grad_enabled():
+        states, f = attach(problem, states)
+        error = float(residual(states.detach(), f).max())
+    else:
+        error = largest_residual(Window(problem.cell, problem.u, problem.h0, reset), states)
     solution = Solution(states, sweeps, error, error <= tol, ran)
     if not solution.converged and on_fail != "sequential":
         text = f"{ran} left a residual of {error:.3g} after {sweeps} sweeps, tol is {tol:.3g}"
@@ -208,7 +211,8 @@ def _windows(problem: Problem, method: str, size: int, limits: _Limits, guess: T
     """Window after window; sequences that fail leave the batch and go on step by step."""
     b, t = problem.u.shape[:2]
     states = problem.h0.new_empty(b, t, problem.h0.shape[1])
-    rows = torch.arange(b, device=states.device)
+    every = torch.arange(b, device=states.device)
+    rows: Any = slice(None)  # views while no sequence has left
     carry, most, repaired = problem.h0, 0, False
     for first in range(0, t, size):
         last = min(first + size, t)
@@ -217,12 +221,15 @@ def _windows(problem: Problem, method: str, size: int, limits: _Limits, guess: T
         start = None if guess is None else guess[rows, first:last].detach().to(states.dtype)
         attempt = _attempt(method, window, start, limits)
         most = max(most, attempt.sweeps)
-        states[rows, first:last] = attempt.states
+        if last - first == t:
+            states = attempt.states
+        else:
+            states[rows, first:last] = attempt.states
         bad = attempt.residual > limits.tol
         if limits.on_fail == "sequential" and bool(bad.any()):
-            failed = bad.any(1)
-            _step_on(problem, states, rows[failed], first + bad[failed].int().argmax(1))
-            rows, repaired = rows[~failed], True
+            failed, here = bad.any(1), every[rows]
+            _step_on(problem, states, here[failed], first + bad[failed].int().argmax(1))
+            rows, repaired = here[~failed], True
             if not len(rows):
                 break
         carry = states[rows, last - 1]

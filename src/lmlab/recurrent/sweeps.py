@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmlab.recurrent.cells import linearize
+from lmlab.recurrent.cells import TorchCell, linearize
 from lmlab.recurrent.scan import linear_scan
+
+RESIDUALS = 2**15
+"""States whose residual is taken at a time."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,24 @@ def residual(states: Tensor, f: Tensor) -> Tensor:
     """ρ_t = max_i |h_t − f(h_{t−1}, u_t)|_i / (1 + |h_t|_i), [b t]; infinite where it isn't a number."""
     ratio = ((states - f).abs() / (1 + states.abs())).amax(-1)
     return torch.where(torch.isfinite(ratio), ratio, torch.full_like(ratio, torch.inf))
+
+
+def largest_residual(window: Window, states: Tensor) -> float:
+    """max ρ_t, over stretches of time that stay in the cache."""
+    b, t, n = states.shape
+    size = max(1, RESIDUALS // (b * n))
+    worst = 0.0
+    for first in range(0, t, size):
+        part = slice(first, first + size)
+        carry = window.carry if first == 0 else states[:, first - 1]
+        here = Window(
+            window.cell, window.u[:, part], carry, None if window.reset is None else window.reset[:, part]
+        )
+        h, cell = states[:, part], here.cell
+        step = cell.step_each if isinstance(cell, TorchCell) and cell.runs(here.u) else cell.step
+        found = float(((h - step(here.before(h), here.u)).abs() / (1 + h.abs())).max())
+        worst = max(worst, found if math.isfinite(found) else math.inf)
+    return worst
 
 
 def apply(structure: str, a: Tensor, h: Tensor) -> Tensor:
