@@ -1,6 +1,7 @@
 """A decoder as a model of transformers: its logits, padding, the cache, generation, the loss."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,9 +9,10 @@ import torch
 from torch import Tensor
 
 from hf.small import decoder
-from lmlab.hf import LMLabConfig, LMLabForCausalLM
+from lmlab.hf import LMLabConfig, LMLabForCausalLM, as_model, extend, rotary_of
 from lmlab.losses import LinearLoss, causal_lm_loss
 from lmlab.model import ConfigError, Decoder, generate
+from lmlab.rope import ReRoPE
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.peer
@@ -47,6 +49,23 @@ def test_logits_are_the_decoders_bit_for_bit(pair: tuple[Decoder, LMLabForCausal
         assert torch.equal(other(rows()).logits, model(rows()))
         assert torch.equal(other(rows(), logits_to_keep=2).logits, model(rows())[:, -2:])
         assert torch.equal(other(rows(), return_dict=False)[0], model(rows()))
+
+
+@pytest.mark.bad_input
+def test_extend_points_to_position_extension(tmp_path: Path) -> None:
+    model = decoder()
+    other = wrapped(model)
+    for call in (extend, rotary_of, as_model):
+        with pytest.raises(ValueError, match=r"set position\.extension before .*config\.lmlab\["):
+            call(other)
+    other.save_pretrained(tmp_path)
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
+    config.lmlab["position"]["extension"] = {"method": "rerope", "window": 8}
+    with torch.no_grad():
+        extended = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, config=config)(rows(40))
+        by_call = other.model.decoder(rows(40), extension=ReRoPE(window=8))
+    assert torch.equal(extended.logits, by_call)
+    assert not torch.equal(by_call, model(rows(40)))
 
 
 def test_any_split_with_a_cache_gives_the_same(pair: tuple[Decoder, LMLabForCausalLM]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
+from lmlab.hf.configuration import LMLabConfig
 from lmlab.rope import DynamicNTK, LongRoPE, Method, Rotary
 
 _PROBE = "lmlab-probe"
@@ -77,6 +78,13 @@ def find_layers(model: PreTrainedModel, train_length: int | None) -> Plan:
 def _check_model(model: PreTrainedModel) -> None:
     config = model.config
     name = type(model).__name__
+    if isinstance(config, LMLabConfig):
+        raise ValueError(
+            f"{name} holds a decoder of lmlab, which takes extensions itself: set position.extension before "
+            'it is made, config.lmlab["position"]["extension"] = {"method": "rerope", "window": 1024} and '
+            "from_pretrained(path, config=config); or for one call of its decoder, "
+            "decoder(ids, extension=ReRoPE(window=1024))"
+        )
     if getattr(config, "is_encoder_decoder", False):
         raise NotImplementedError(f"{name} is an encoder-decoder: extend takes decoder-only models")
     configs = {id(m.config) for m in model.modules() if isinstance(m, PreTrainedModel)}
