@@ -1,7 +1,8 @@
-"""A decoder over quantised keys, trained on the Bible's bytes; as a program it tells how its codes are.
+"""A decoder over quantised keys, trained on the Bible; as a program it tells how its codes are.
 
-    codebook_training.py FOLDER steps codes d_model n_layers length batch_size
+    codebook_training.py FOLDER steps pieces codes d_model n_layers length batch_size
 
+pieces: size of the vocabulary; 0 trains on bytes, of which a text has too few for many codes in the first layer.
 Prints one line of JSON: the share of living codes of every key head, the loss at both ends, and a hash of the
 codebooks. Under torchrun's environment the processes share each batch."""
 
@@ -20,19 +21,25 @@ import torch
 
 from lmlab.attention import Codebook, VQOptions
 from lmlab.model import Decoder, DecoderConfig
+from lmlab.tokenize import Tokenizer
 from lmlab.train import TokenFile, TrainConfig, train
 
 
 def main(folder: str, *numbers: str) -> None:
-    steps, codes, d_model, n_layers, length, batch_size = map(int, numbers)
+    steps, pieces, codes, d_model, n_layers, length, batch_size = map(int, numbers)
     torch.set_num_threads(1)
     rank = os.environ.get("RANK", "0")
     text = lzma.decompress((files("lmlab.lab") / "data" / "kjv.txt.xz").read_bytes())
     path = Path(folder) / f"text-{rank}"
-    TokenFile.write(path, [list(text[:400_000])], vocab_size=257, end_id=256)
+    ids, vocabulary, end = list(text[:400_000]), 257, 256
+    if pieces:
+        tokenizer = Tokenizer.train([text[:600_000].decode()], vocab_size=pieces, special_tokens=["<eos>"])
+        ids, vocabulary = tokenizer.encode(text[:2_000_000].decode()), pieces
+        end = tokenizer.special_tokens["<eos>"]
+    TokenFile.write(path, [ids], vocab_size=vocabulary, end_id=end)
     model = Decoder(
         DecoderConfig(
-            vocab_size=257,
+            vocab_size=vocabulary,
             d_model=d_model,
             n_layers=n_layers,
             n_heads=2,

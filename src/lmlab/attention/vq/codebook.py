@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lmlab.attention.vq.assign import assign_codes
 
 EMPTY = 1e-6  # a code whose moving count is below this keeps its place
+ALIVE = 0.05  # share of the mean use from which a code is counted as alive
 FIT_KEYS = 64  # keys a code that k-means looks at, at most
 
 
@@ -25,8 +26,9 @@ FIT_KEYS = 64  # keys a code that k-means looks at, at most
 class CodebookStats:
     """Health of a codebook, one number a head [h].
 
-    alive: share of codes with at least `revive` of the mean count. perplexity: exp of the entropy of the
-    counts. relative_error: sum |k - C_z|^2 / sum |k|^2 of the keys recorded last. revived: codes moved.
+    alive: share of codes that keys fall to at least ALIVE times as often as to the mean code. perplexity: exp of
+    the entropy of how often. Both by a moving average of the keys alone: the count that a revived code starts
+    with is not in it. relative_error: sum |k - C_z|^2 / sum |k|^2 of the keys recorded last. revived: codes moved.
     """
 
     alive: Tensor
@@ -48,12 +50,14 @@ class Codebook(nn.Module):
     C = S / N. A code with N below `revive` times the mean is dead: it moves to a recorded key, drawn in
     proportion to the key's squared error, and starts with the mean count (revive 0: never).
     init "kmeans": the first batch in training is clustered; "normal": N(0, 1) and no clustering.
-    embedding, count and total are buffers in float32 or wider, whatever `.half()` says.
+    embedding, count, total and used, the count without what revival adds, are buffers in float32 or wider,
+    whatever `.half()` says.
     """
 
     embedding: Tensor
     count: Tensor
     total: Tensor
+    used: Tensor
     steps: Tensor
 
     def __init__(
@@ -83,6 +87,7 @@ class Codebook(nn.Module):
         self.register_buffer("embedding", embedding)
         self.register_buffer("count", torch.full((heads, codes), float(init == "normal")))
         self.register_buffer("total", embedding * self.count[..., None])
+        self.register_buffer("used", self.count.clone())
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._record: _Record | None = None
         self._records = 0
@@ -91,7 +96,7 @@ class Codebook(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Codebook:
         """Moves with the module, but never below float32: a count in half precision stops at 2048."""
-        wide = {name: getattr(self, name) for name in ("embedding", "count", "total")}
+        wide = {name: getattr(self, name) for name in ("embedding", "count", "total", "used")}
         super()._apply(fn, recurse)
         for name, before in wide.items():
             now = getattr(self, name)
@@ -156,6 +161,7 @@ class Codebook(nn.Module):
             return self.stats()
         self.count.mul_(self.decay).add_(record.count, alpha=1 - self.decay)
         self.total.mul_(self.decay).add_(record.total, alpha=1 - self.decay)
+        self.used.mul_(self.decay).add_(record.count, alpha=1 - self.decay)
         moved = self.count > EMPTY
         centre = self.total / self.count.clamp(min=EMPTY)[..., None]
         self.embedding.copy_(torch.where(moved[..., None], centre, self.embedding))
@@ -203,6 +209,7 @@ class Codebook(nn.Module):
             for buffer in (self.embedding, self.count):
                 torch.distributed.broadcast(buffer, 0)
         self.total.copy_(self.embedding * self.count[..., None])
+        self.used.copy_(self.count)
         place = assign_codes(keys[None], self.embedding)[0]
         left = (keys - self.embedding.gather(1, place[..., None].expand_as(keys))).square().sum((1, 2))
         self._last_error = left / keys.square().sum((1, 2)).clamp(min=torch.finfo(keys.dtype).tiny)
@@ -210,10 +217,9 @@ class Codebook(nn.Module):
 
     def stats(self) -> CodebookStats:
         """The codebook's health now."""
-        mean = self.count.mean(1, keepdim=True)
-        share = self.count / self.count.sum(1, keepdim=True).clamp(min=EMPTY)
+        share = self.used / self.used.sum(1, keepdim=True).clamp(min=EMPTY)
         entropy = -(share * share.clamp(min=1e-30).log()).sum(1)
-        alive = (self.count >= self.revive * mean) & (self.count > EMPTY)
+        alive = share > ALIVE / self.codes
         return CodebookStats(
             alive.double().mean(1), entropy.exp(), self._last_error.clone(), self._revived.clone()
         )
