@@ -29,11 +29,18 @@ TOKENS = 20  # a parameter: the usual compromise of a training from nothing
 
 def seeds_to_see(difference: float, deviation: float) -> float:
     """The least number of seeds at which a paired t-test at 95 % sees `difference` with probability 0.8."""
-    for n in range(2, MOST):
-        error = deviation / sqrt(n)
-        if (t_quantile(0.975, n - 1) + t_quantile(POWER, n - 1)) * error <= difference:
-            return n
-    return inf
+    if not _sees(MOST, difference, deviation):
+        return inf
+    few, enough = 1, MOST
+    while enough - few > 1:
+        n = (few + enough) // 2
+        few, enough = (few, n) if _sees(n, difference, deviation) else (n, enough)
+    return enough
+
+
+def _sees(n: int, difference: float, deviation: float) -> bool:
+    error = deviation / sqrt(n)
+    return (t_quantile(0.975, n - 1) + t_quantile(POWER, n - 1)) * error <= difference
 
 
 def by_seed(run: Path) -> dict[str, list[float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -67,9 +68,15 @@ def t_quantile(p: float, freedom: int) -> float:
     return (low + high) / 2
 
 
+@cache
+def _gauss() -> tuple[np.ndarray, np.ndarray]:
+    nodes, weights = np.polynomial.legendre.leggauss(64)
+    return nodes, weights
+
+
 def _t_distribution(t: float, freedom: int) -> float:
     """P(T <= t), t >= 0: with angle a = atan(t/sqrt(v)) it is 1/2 + c * integral of cos^(v-1) from 0 to a."""
-    nodes, weights = np.polynomial.legendre.leggauss(64)
+    nodes, weights = _gauss()
     angle = math.atan(t / math.sqrt(freedom))
     inner = (np.cos(angle * (nodes + 1) / 2) ** (freedom - 1) @ weights) * angle / 2
     c = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
