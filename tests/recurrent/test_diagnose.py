@@ -10,8 +10,8 @@ from torch import Tensor, nn
 import lmlab.recurrent as recurrent
 from lmlab.recurrent import convergence, lyapunov, reference
 from lmlab.recurrent.cells import as_cell
-from lmlab.recurrent.diagnose import _verdict, diagnose, iterates
-from lmlab.recurrent.problem import Problem
+from lmlab.recurrent.diagnose import _verdict, diagnose, is_contractive, iterates
+from lmlab.recurrent.problem import Problem, read_problem, sequential
 from lmlab.recurrent.sweeps import Window, evaluate, residual
 
 DOUBLE = torch.float64
@@ -155,3 +155,17 @@ def test_the_gradient_that_is_compared_is_that_of_the_loop() -> None:
     exact, quasi = gradient(a), gradient(torch.diag(a.diag()))
     found = gradient_errors(lambda h, x: h @ a.T + x, u.detach())
     assert found["diagonal"] == pytest.approx(float((quasi - exact).norm() / exact.norm()), rel=1e-9)
+
+
+@pytest.mark.parametrize("gain", [0.5, 1.0, 1.5, 2.0, 3.0])
+@pytest.mark.parametrize("cuts", [False, True])
+def test_the_early_look_changes_no_verdict(gain: float, cuts: bool) -> None:
+    for seed in range(4):
+        torch.manual_seed(seed)
+        a = gain * torch.randn(8, 8, dtype=DOUBLE) / 8**0.5
+        reset = torch.rand(2, 300) < 0.02 if cuts else None
+        problem = read_problem(
+            lambda h, u, a=a: torch.tanh(h @ a.T + u), torch.randn(2, 300, 8).double(), None, reset=reset
+        )
+        states = sequential(problem.cell, problem.u, problem.h0, reset)
+        assert is_contractive(problem, states) == (diagnose(problem, states).verdict == "contractive")

@@ -23,6 +23,8 @@ LINEARISED = 1024
 TINY = torch.finfo(torch.float64).tiny
 MARGIN = 0.1
 WORST_GROWTH = 3.0
+EARLY = 64
+"""Steps that are looked at before more is spent on a verdict."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,12 @@ def diagnose(problem: Problem, states: Tensor) -> Lyapunov:
 def is_contractive(problem: Problem, states: Tensor) -> bool:
     """Whether the verdict of `diagnose` is "contractive"; the second path is only walked if the first allows it."""
     window = Window(problem.cell, problem.u, problem.h0, problem.reset)
-    exponent, growth = _tangent(window, window.before(states))
+    before = window.before(states)
+    cut = None if problem.reset is None else problem.reset[:, :EARLY]
+    _, growth = _tangent(Window(problem.cell, problem.u[:, :EARLY], problem.h0, cut), before[:, :EARLY])
+    if float(growth.max()) >= WORST_GROWTH:
+        return False  # the worst growth of more steps is no less: most chaotic cells are known here
+    exponent, growth = _tangent(window, before)
     if _verdict(exponent, exponent, growth) != "contractive":
         return False
     at_guess, _ = _tangent(window, _guessed_path(problem, window))
