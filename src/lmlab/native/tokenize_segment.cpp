@@ -2,7 +2,6 @@
 #include "tokenize_segment.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <stdexcept>
 
@@ -13,6 +12,13 @@ namespace lmlab::tokenize {
 namespace {
 constexpr double NO_SCORE = -std::numeric_limits<double>::infinity();
 constexpr int64_t BLOCK = 4096;  // bytes whose lists of matches stay in the first cache
+
+constexpr int64_t AHEAD = 12;  // bytes that lists are asked for ahead of their use
+LMLAB_INLINE void prefetch([[maybe_unused]] const void* address) {
+#if defined(__GNUC__) || defined(__clang__)
+    __builtin_prefetch(address);
+#endif
+}
 
 // The best score so far with its piece. Candidates come longest first, and only a strictly better one replaces:
 // on ties the longest last piece stays.
@@ -45,6 +51,7 @@ void relax(const Matches& scores, const uint8_t* text, int64_t from, int64_t to,
     double here = front.here;
     for (int64_t end = from + 1; end <= to; ++end) {
         const Match* list = pairs + 2 * static_cast<size_t>(lists[end - from - 1]);
+        prefetch(pairs + 2 * static_cast<size_t>(lists[std::min(end + AHEAD, to) - from - 1]));
         auto score = [&](const Match& match) {
             return front.ring[static_cast<uint8_t>(end - length_of(match.piece))] + match.value;
         };
@@ -98,7 +105,7 @@ void segment_best(const Automaton& ending, const Matches& scores, const Texts& t
             relax(scores, texts.bytes + begin, at - begin, to - begin, lists + (at - block), front, back);
             at = to;
             if (to < end) continue;
-            if (!(front.here > NO_SCORE)) throw std::overflow_error("the scores of a text add up to -inf");
+            if (!(front.here > NO_SCORE)) throw std::overflow_error("the scores of a text add up to less than -1.7e308: give smaller scores");
             counts[i++] = trace(back, end - begin, rooms, ids);
             begin = end;
         }
