@@ -1,6 +1,8 @@
 """The recall model's data is what it says: repeated passages, and pairs that are asked for again."""
 
 import re
+from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -26,10 +28,27 @@ def test_a_third_ask_for_pairs_already_given() -> None:
 
 
 def test_a_third_come_back_to_a_note_of_digits() -> None:
+    between = []
     for text in recall_documents(60, train_length=64, length=400, seed=3)[2::3]:
         notes = re.findall(r"[+-][0-9]*", text)[:-1]  # the last one may be cut
-        assert len(set(notes)) == 1 and 4 <= len(notes[0]) <= 9 and len(notes) > 5
-        assert max(map(len, re.split(r"[+-][0-9]+", text))) < 64 // 3
+        assert len(set(notes)) == 1 and 4 <= len(notes[0]) <= 9 and len(notes) > 3
+        between.append(max(map(len, re.split(r"[+-][0-9]+", text))))
+    assert min(between) < 12 and 32 < max(between) < 0.8 * 64
+
+
+def test_where_text_is_given_a_fourth_comes_back_to_something_within_it() -> None:
+    text = "".join(sorted(ALPHABET)) + " .,;:" * 200  # told apart from what comes again by the punctuation
+    documents = recall_documents(60, train_length=64, length=400, seed=3, text=text)
+    signs = 0
+    for found in documents[3::4]:
+        again = Counter(part for part in re.split(r"[ .,;:]+", found[100:-20]) if part)
+        (passage, times), *_ = again.most_common()
+        assert times > 5 and 4 <= len(passage) <= 16
+        assert max(map(len, found[100:].split(passage)[1:-1])) < 64 // 3
+        signs += re.fullmatch(r"[+-][0-9]{3,8}", passage) is not None
+    assert 3 <= signs <= 12
+    plain = recall_documents(60, train_length=64, length=400, seed=3)
+    assert documents[:3] == plain[:3] and documents[4] != plain[4]
 
 
 def test_one_byte_a_symbol_and_the_same_from_the_same_seed() -> None:
@@ -49,9 +68,11 @@ def test_one_byte_a_symbol_and_the_same_from_the_same_seed() -> None:
         ({"length": 0}, "length must be >= 1, got 0"),
         ({"train_length": 8}, "train_length must be >= 16, got 8"),
         ({"symbols": 65}, "symbols must be between 4 and 64, got 65"),
+        ({"text": "short"}, "text must be ASCII and 65 characters or more, got 5 characters"),
+        ({"text": "é" * 65}, "text must be ASCII and 65 characters or more, got characters that aren't"),
     ],
 )
-def test_bad_sizes_are_named(arguments: dict[str, int], message: str) -> None:
+def test_bad_sizes_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         recall_documents(**{"count": 1, "train_length": 64} | arguments)
 

@@ -100,7 +100,13 @@ def passkey(
 
 
 def recall_documents(
-    count: int, *, train_length: int, length: int | None = None, symbols: int = 64, seed: int = 0
+    count: int,
+    *,
+    train_length: int,
+    length: int | None = None,
+    symbols: int = 64,
+    seed: int = 0,
+    text: str | None = None,
 ) -> list[str]:
     """The data of the recall model: `count` texts of `length` characters (None: train_length + 1, which makes
     train_length targets). One byte a symbol, and three kinds in turn, none of which can be guessed without
@@ -108,7 +114,10 @@ def recall_documents(
 
     - a random passage of 8 … 0.8·T₀ symbols, again and again, written in 8 … `symbols` different ones;
     - pairs of a key and a value, each key once, and then asked for again and again in random order;
-    - a note of 3 … 8 digits after a sign, again and again between letters (all of it in `ALPHABET`'s order).
+    - a note of 3 … 8 digits after a sign, again and again between letters (all of it in `ALPHABET`'s order),
+      some of them close together, others up to 0.8·T₀ apart;
+    - where `text` is given (ASCII, `length` characters or more), a fourth one: that text from a random place
+      on, and in it, again and again, such a note or a passage of at most T₀/4 symbols.
 
     Document n is the same whatever `count` is."""
     if count < 0:
@@ -120,11 +129,20 @@ def recall_documents(
     size = train_length + 1 if length is None else length
     if size < 1:
         raise ValueError(f"length must be >= 1, got {length}")
+    if text is not None and not (text.isascii() and len(text) >= size):
+        found = f"{len(text)} characters" if text.isascii() else "characters that aren't"
+        raise ValueError(f"text must be ASCII and {size} characters or more, got {found}")
+    alphabet = np.frombuffer(ALPHABET.encode(), dtype=np.uint8)
+    real = None if text is None else np.frombuffer(text.encode(), dtype=np.uint8)
     documents = []
     for index in range(count):
         draw = np.random.default_rng([seed, index])
-        kind = (_passage, _pairs, _notes)[index % 3]
-        documents.append("".join(ALPHABET[x] for x in kind(draw, size, train_length, symbols)))
+        kind = index % (3 if real is None else 4)
+        if real is not None and kind == 3:
+            written = _within_text(draw, size, train_length, symbols, real, alphabet)
+        else:
+            written = alphabet[(_passage, _pairs, _notes)[kind](draw, size, train_length, symbols)]
+        documents.append(written.tobytes().decode())
     return documents
 
 
@@ -179,15 +197,47 @@ def _pairs(draw: np.random.Generator, length: int, trained: int, symbols: int) -
 
 
 def _notes(draw: np.random.Generator, length: int, trained: int, symbols: int) -> np.ndarray:
-    digits, signs = max(1, symbols * 10 // 64), max(1, symbols * 2 // 64)
-    letters = symbols - digits - signs
+    letters = symbols - sum(_digits_and_signs(symbols))
     text = draw.integers(letters, size=length)
-    sign = letters + digits + draw.integers(signs)
-    note = np.append(sign, letters + draw.integers(digits, size=draw.integers(3, 9)))
+    note = _note(draw, symbols)
+    # Where notes are rare, each is found again by one other alone.
+    most = round(8 * (0.8 * trained / 8) ** draw.random())
     at = 0
     while at < length:
-        at += int(draw.integers(0, trained // 3))
+        at += int(draw.integers(0, most))
         end = min(at + len(note), length)
         text[at:end] = note[: max(0, end - at)]
         at = end
     return text
+
+
+def _note(draw: np.random.Generator, symbols: int) -> np.ndarray:
+    digits, signs = _digits_and_signs(symbols)
+    letters = symbols - digits - signs
+    sign = letters + digits + draw.integers(signs)
+    return np.append(sign, letters + draw.integers(digits, size=draw.integers(3, 9)))
+
+
+def _digits_and_signs(symbols: int) -> tuple[int, int]:
+    return max(1, symbols * 10 // 64), max(1, symbols * 2 // 64)
+
+
+def _within_text(
+    draw: np.random.Generator,
+    length: int,
+    trained: int,
+    symbols: int,
+    text: np.ndarray,
+    alphabet: np.ndarray,
+) -> np.ndarray:
+    """Bytes of real text, in which a note or a passage comes again and again."""
+    passage = draw.integers(symbols, size=draw.integers(4, trained // 4 + 1))
+    again = alphabet[passage if draw.random() < 0.5 else _note(draw, symbols)]
+    start = int(draw.integers(len(text) - length + 1))
+    parts: list[np.ndarray] = []
+    done = 0
+    while done < length:
+        size = int(draw.integers(1, trained // 3))
+        parts += [text[start : start + size], again]
+        start, done = start + size, done + size + len(again)
+    return np.concatenate(parts)[:length]

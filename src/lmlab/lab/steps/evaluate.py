@@ -13,6 +13,7 @@ from lmlab.lab.progress import Advance
 from lmlab.lab.recipe import Recipe
 from lmlab.lab.sources import CorpusError
 from lmlab.lab.steps.job import Job
+from lmlab.lab.steps.recall import english
 from lmlab.lab.steps.typos import with_typos
 from lmlab.model.fields import to_plain
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from lmlab.model import Decoder
     from lmlab.rope import Extension
 
-VERSION = 4
+VERSION = 5
 INPUTS = ("corpus", "tokenize", "train")
 BASELINE_BYTES = 16 << 20  # of the training text that lzma sees: its time grows with it
 LENGTH_ROWS = 24  # documents of the length test
@@ -156,7 +157,7 @@ class LengthTests:
     contexts: list[int]
     last: int
     passkey: PasskeyOptions | None = None
-    symbols: Sequence[int] = ()  # the ids that texts are made of
+    symbols: Sequence[int] = ()  # the ids that passages and keys are made of
     note: Mapping[str, Any] | None = None  # the passkey test's vocab, marker and filler; None: of `symbols`
     seed: int = 0
     recall: bool = False  # a text of passages that come again: how much of a repeat is right is asked, too
@@ -181,7 +182,7 @@ class LengthTests:
             contexts,
             options.last,
             asked,
-            sorted(set(ids.flatten().tolist())),
+            recall_symbols(tokens) if recall else sorted(set(ids.flatten().tolist())),
             recall_note(tokens) if recall else None,
             recipe.seed,
             recall,
@@ -342,13 +343,22 @@ def recall_rows(tokens: Path, length: int, seed: int) -> torch.Tensor:
     from lmlab.tokenize import Tokenizer
 
     tokenizer = Tokenizer.load(tokens / "tokenizer.json")
-    texts = recall_documents(LENGTH_ROWS, train_length=length, seed=seed + 1)
+    text = english(at_least=length + 1)
+    texts = recall_documents(LENGTH_ROWS, train_length=length, seed=seed + 1, text=text)
     rows = [tokenizer.encode(text)[: length + 1] for text in texts]
     if min(map(len, rows)) <= length:
         raise CorpusError(
             "the length test of the recall corpus needs one token a symbol: set tokenize.vocab_size = 256"
         )
     return torch.tensor(rows)
+
+
+def recall_symbols(tokens: Path) -> list[int]:
+    """The ids that the passages of the recall corpus are made of."""
+    from lmlab.evaluate.recall import ALPHABET
+    from lmlab.tokenize import Tokenizer
+
+    return sorted(map(int, Tokenizer.load(tokens / "tokenizer.json").encode(ALPHABET)))
 
 
 def recall_note(tokens: Path) -> dict[str, Any]:

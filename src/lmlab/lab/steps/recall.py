@@ -1,5 +1,6 @@
 """The corpora that are made on the spot. `recall`: passages that come again, pairs that are asked for, notes that
-are read again. `passages`: the first of these alone, near and far. Nothing else can be learned from them."""
+are read again, and real text with such passages and notes in it. `passages`: the first of these alone, near and
+far."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import hashlib
 import io
 from functools import partial
 
-from lmlab.lab.sources import Source
+from lmlab.lab.sources import Source, embedded_sources
 
 BYTES = 2_000_000  # of text where the recipe names no max_bytes
 NEAREST = 16  # symbols of the shortest passage of `passages`
@@ -21,9 +22,18 @@ def recall_source(length: int, seed: int, max_bytes: int | None) -> Source:
     from lmlab.evaluate import recall_documents
 
     size = LENGTHS * length
-    return _source(
-        "recall", recall_documents(_count(size, max_bytes), train_length=length, length=size, seed=seed)
+    documents = recall_documents(
+        _count(size, max_bytes), train_length=length, length=size, seed=seed, text=english(at_least=size)
     )
+    return _source("recall", documents)
+
+
+def english(at_least: int = 0) -> str:
+    """The English sample of the package on one line, again from its start where it is too short."""
+    (source,) = embedded_sources("sample-kjv")
+    with source.open() as file:
+        text = " ".join(file.read().decode().split("\n"))
+    return text * max(1, -(-at_least // len(text)))
 
 
 def passages_source(length: int, seed: int, max_bytes: int | None) -> Source:
