@@ -362,6 +362,7 @@ def test_workers_that_can_not_start_are_not_respawned_for_ever(tmp_path: Path) -
 PARENT = """
 import signal, sys
 from lmlab.retry import Retry
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run behind "&" it is ignored
 def stuck(x):
     print("busy", flush=True)
     signal.pause()

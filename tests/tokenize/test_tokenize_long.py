@@ -116,6 +116,7 @@ INTERRUPTED = """
 import sys, threading, os, signal
 import numpy as np
 from lmlab.tokenize import Tokenizer, train
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run behind "&" it is ignored
 shrink = train._shrink
 def late(*arguments):  # the rounds have begun
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
