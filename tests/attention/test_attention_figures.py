@@ -24,6 +24,7 @@ def test_every_number_of_the_tables_on_the_scale_is_printed(capsys: pytest.Captu
         part()
     printed = set(re.findall(r"-?[\d,.]*\d", capsys.readouterr().out))
     page = (ROOT / "docs" / "findings" / "attention-scale.md").read_text(encoding="utf-8")
+    page, _ = page.split("## What training says")  # a recipe's numbers, not the script's
     table_rows = [line for line in page.splitlines() if line.startswith("| ") and "n |" not in line]
     numbers = {
         number.replace("−", "-")

@@ -168,6 +168,12 @@ def test_the_sentence_of_the_specification(tmp_path: Path) -> None:
         ("[position]\ndim = 3", "position.dim", "even"),
         ('[position]\nextension = { method = "rerop", window = 3 }', "position.extension", "rerope"),
         (
+            "[position]\nextension = [1]",
+            "position.extension",
+            'a table such as {method = "rerope", window = 1024}',
+        ),
+        ("[position]\nextension = 3", "position.extension", "got 3"),
+        (
             '[evaluate.length]\nextensions = [{ method = "rerope" }]',
             "evaluate.length.extensions[0]",
             "window",

@@ -11,7 +11,7 @@ from lmlab.lab.report.autophagy import _ellipse
 from lmlab.lab.report.chart import Axis, Bar, Rule, Series, bar_chart, heat_map, line_chart
 from lmlab.lab.report.samples import Token, align
 from lmlab.lab.report.scale import fit
-from lmlab.lab.report.text import amount, duration, escape, listing, number, percent, short, visible
+from lmlab.lab.report.text import amount, duration, escape, listing, number, percent, short, slug, visible
 
 anything = st.text(st.characters(), max_size=30)  # surrogates, too
 numbers = st.floats(-1e9, 1e9)
@@ -143,3 +143,8 @@ def test_an_ellipse_is_two_standard_deviations_away() -> None:
         assert y is not None
         u, v = x - 1.0, y + 1.0
         assert (d * u * u - 2 * b * u * v + a * v * v) / determinant == pytest.approx(4.0)
+
+
+def test_a_long_name_is_cut_and_stays_its_own() -> None:
+    long = "x" * 300
+    assert len(slug(long)) < 100 and slug(long) != slug(long + "y") and slug("p@1/é") == "p-1--"

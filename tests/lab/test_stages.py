@@ -4,6 +4,8 @@ import errno
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -184,6 +186,21 @@ def test_a_lock_dies_with_its_holder(tmp_path: Path) -> None:
 
 
 # --- the log ------------------------------------------------------------------------------------------------
+
+
+def test_what_a_killed_write_left_is_no_part_of_a_stage(tmp_path: Path) -> None:
+    """atomic_write's own name, so that a change of it is seen here; files of a user stay."""
+    killed = (
+        "import os, sys\nfrom lmlab.retry import atomic_write\nwith atomic_write(sys.argv[1]): os._exit(9)"
+    )
+    stage = Stage("train", {"steps": 1})
+    left = tmp_path / "stages" / f".tmp-{stage.directory}" / "model" / "config.json"
+    left.parent.mkdir(parents=True)
+    assert subprocess.run([sys.executable, "-c", killed, str(left)]).returncode == 9
+    (left.parent / ".notes.tmp").touch()
+    assert len(list(left.parent.iterdir())) == 2
+    done = perform(tmp_path, stage, lambda directory: {}, scratch="checkpoints")
+    assert [path.name for path in (done.path / "model").iterdir()] == [".notes.tmp"]
 
 
 def test_a_log_line_that_a_kill_cut_in_two_is_dropped(tmp_path: Path) -> None:

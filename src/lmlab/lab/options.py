@@ -213,6 +213,10 @@ class CompareOptions:
 
 
 def check_extension(table: Any, key: str) -> None:
+    for entry in table if isinstance(table, list | tuple) else [table]:
+        if entry is not None and not isinstance(entry, Mapping):
+            accepted = 'a table such as {method = "rerope", window = 1024}, or a list of such'
+            raise ConfigError(key, f"must be {accepted}, got {entry!r}")
     try:
         extension_from_table(table)
     except (ValueError, TypeError) as error:

@@ -26,7 +26,7 @@ from lmlab.lab.patience import patience
 from lmlab.lab.processes import spread
 from lmlab.lab.progress import Display, clock
 from lmlab.lab.recipe import Recipe
-from lmlab.lab.stages import Done, Stage, drop, find, lock, perform, write_json
+from lmlab.lab.stages import Done, Stage, clear_temporaries, drop, find, lock, perform, write_json
 from lmlab.lab.steps.job import Job
 from lmlab.model.errors import ConfigError
 from lmlab.retry import Retry, atomic_write
@@ -100,6 +100,9 @@ def run(
     jobs = max(jobs, recipe.retry.workers or 1)
     start = perf_counter()
     with Display(quiet=quiet) as display, lock(out, wait=wait, say=display.say):
+        clear_temporaries(out, ".*.tmp")
+        for folder in ("stages", "models", "figures"):
+            clear_temporaries(out / folder)
         journal = Journal(out / "log.jsonl")
         journal.mend()
         journal.write(None, "start", name=recipe.name)

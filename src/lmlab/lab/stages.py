@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from typing import Any
 from lmlab.retry import Retry, atomic_write, disk
 
 KEY_DIGITS = 12  # of the key, in the directory's name
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")  # `atomic_write`'s name for what isn't whole yet
 
 
 class Busy(RuntimeError):
@@ -128,6 +130,7 @@ def perform(
     if not resumable:
         shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True, exist_ok=True)
+    clear_temporaries(temporary)
     start = perf_counter()
     try:
         result = finite(work(temporary))
@@ -152,6 +155,13 @@ def put_in_place(temporary: Path, final: Path, told: dict[str, Any], scratch: st
     if final.exists():  # a damaged one: find() refused it
         shutil.rmtree(final)
     temporary.rename(final)
+
+
+def clear_temporaries(directory: Path, pattern: str = "**/.*.tmp") -> None:
+    """Remove what `atomic_write` left in `directory` when it was killed. Nobody else may be writing there."""
+    for path in directory.glob(pattern):
+        if TEMPORARY.fullmatch(path.name) and not path.is_dir():
+            path.unlink(missing_ok=True)
 
 
 def drop(done: Done, scratch: str | None) -> None:
@@ -215,8 +225,9 @@ def lock(run: Path, *, wait: bool = True, say: Callable[[str], None] = lambda te
         file.seek(0)
         try:
             file.truncate()
-            file.write(f"{os.getpid()}\n")
-            file.flush()
+            os.write(
+                file.fileno(), f"{os.getpid()}\n".encode()
+            )  # a buffer would try, and fail, again at the end
         except OSError as error:
             error.filename = str(run / ".lock")  # of a write the system names no file
             raise

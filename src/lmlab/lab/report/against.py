@@ -13,11 +13,11 @@ def figure(
     arms: Sequence[Mapping[str, Any]], metrics: Sequence[str], names: Sequence[str], suffix: str, of: str
 ) -> Figure | None:
     """`names`: of the arms. None where no loop has a control with the same seeds."""
-    controls = {(a.get("loop"), a.get("bias")): a for a in arms if a.get("control")}
+    controls = {_which(a): a for a in arms if a.get("control")}
     loops = [
-        (arm, controls[arm.get("loop"), arm.get("bias")], name)
+        (arm, controls[_which(arm)], name)
         for arm, name in zip(arms, names, strict=True)
-        if not arm.get("control") and (arm.get("loop"), arm.get("bias")) in controls
+        if not arm.get("control") and _which(arm) in controls
     ]
     found = {
         metric: _differences([(arm, control) for arm, control, _ in loops], metric) for metric in metrics
@@ -59,6 +59,11 @@ def figure(
         "differ.",
         [Panel(name, html_table(["loop", *metrics], cells), Table(columns, rows), wide=True)],
     )
+
+
+def _which(arm: Mapping[str, Any]) -> tuple[str, str]:
+    """Loop and bias, which an arm and its control have in common, as text: a file may hold anything there."""
+    return str(arm.get("loop")), str(arm.get("bias"))
 
 
 def _differences(

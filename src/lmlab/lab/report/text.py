@@ -1,5 +1,6 @@
 """Text and numbers as a reader sees them. Everything that comes from a run passes through here."""
 
+import hashlib
 import math
 import re
 import unicodedata
@@ -7,6 +8,7 @@ from html import escape as _html
 from typing import Any
 
 GAP = "\u00a0"  # between a number and its unit: no line ends there
+LONGEST_NAME = 80  # of a file, before its number and ending
 JOINERS = "\u200c\u200d"  # format characters that scripts and emoji need, and that hide nothing
 
 
@@ -32,8 +34,11 @@ def shorten(text: Any, limit: int) -> str:
 
 
 def slug(text: str) -> str:
-    """Fit for the name of a file and for an id."""
-    return re.sub("[^A-Za-z0-9_-]", "-", text)
+    """Fit for the name of a file and for an id: a long text is cut, and told apart by a hash of the whole."""
+    name = re.sub("[^A-Za-z0-9_-]", "-", text)
+    if len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[:LONGEST_NAME]}-{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:8]}"
 
 
 def finite(value: Any) -> float | None:
