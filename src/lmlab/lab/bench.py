@@ -177,11 +177,11 @@ def write_markdown(path: Path, results: Mapping[str, list[Row]]) -> None:
 def _figure(value: float | None, unit: str) -> str:
     if value is None:
         return ""
-    if unit == "s":
+    if unit == "s" or unit.startswith("s/"):
         for factor, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
             if value >= factor:
-                return f"{value / factor:.3g} {name}"
-        return f"{value / 1e-9:.3g} ns"
+                return f"{value / factor:.3g} {name}{unit[1:]}"
+        return f"{value / 1e-9:.3g} ns{unit[1:]}"
     return f"{value:.4g} {unit}"
 
 
