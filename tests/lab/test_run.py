@@ -13,6 +13,7 @@ import torch
 from lab.tiny_run import TINY, metrics_of, run_and_die, write_tiny
 from lmlab.lab import CorpusError, Run, load_recipe, run
 from lmlab.lab.journal import read_lines
+from lmlab.lab.pipeline import PROGRESS
 from lmlab.model import ConfigError, Decoder
 from lmlab.model.checkpoint import read_tensors
 from lmlab.tokenize import Tokenizer
@@ -198,7 +199,9 @@ def test_stages_that_variants_share_are_done_once(home: Path) -> None:
     assert variants["base"]["weights_sha256"] is None  # two models have no one hash
 
 
-def test_variants_in_processes_of_their_own_give_the_same_numbers(home: Path, tmp_path: Path) -> None:
+def test_variants_in_processes_of_their_own_give_the_same_numbers(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = load_recipe(home / "tiny.toml", {"seeds": 2, "retry.kills": 2})
     only = ("corpus", "tokenize", "train", "evaluate")
     threads = torch.get_num_threads()
@@ -207,8 +210,11 @@ def test_variants_in_processes_of_their_own_give_the_same_numbers(home: Path, tm
         alone = run(recipe, tmp_path / "alone", quiet=True, only=only)
     finally:
         torch.set_num_threads(threads)
-    together = run(recipe, tmp_path / "together", quiet=True, jobs=2, only=only)
+    together = run(recipe, tmp_path / "together", jobs=2, only=only)
     assert metrics_of(together.path) == metrics_of(alone.path)
+    shown = capsys.readouterr().err
+    assert "train base seed 0: done in" in shown and "train base seed 1: done in" in shown
+    assert not (together.path / PROGRESS).exists()
 
 
 # --- kills --------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lmlab import _linear
 from lmlab.losses import Cost, linear_cross_entropy, linear_loss, products
 
 
@@ -12,7 +13,7 @@ from lmlab.losses import Cost, linear_cross_entropy, linear_loss, products
 def test_products(there: bool, v: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if there and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("a torch without oneDNN")
-    monkeypatch.setattr(products, "_onednn_is_there", lambda: there)
+    monkeypatch.setattr(_linear, "_is_there", lambda: there)
     g = torch.Generator().manual_seed(0)
     h, weight, bias = (torch.randn(*size, generator=g) for size in ((65, 32), (v, 32), (v,)))
     z = products.apart(65, v, h)

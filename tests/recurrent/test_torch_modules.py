@@ -220,10 +220,11 @@ def test_float32_errs_at_most_twice_as_much_as_torch(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_row_does_not_depend_on_its_batch_mates(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("n", [19, 48, 64, 96])  # from 48 on some matrices are gone through forth and back
+def test_a_row_does_not_depend_on_its_batch_mates(name: str, dtype: torch.dtype, n: int) -> None:
     """Bit for bit in the loop: the projection is the identity's, which rounds nothing."""
     torch.manual_seed(0)
-    n, gates = 19, {"RNN": 1, "GRU": 3, "LSTM": 4}[name]
+    gates = {"RNN": 1, "GRU": 3, "LSTM": 4}[name]
     kind = {"RNN": "RNN_TANH"}.get(name, name)
     x = torch.randn(11, 8, gates * n, dtype=dtype)
     matrix, bias = torch.randn(gates * n, n, dtype=dtype) / 4, torch.randn(gates * n, dtype=dtype)

@@ -360,11 +360,11 @@ def test_workers_that_can_not_start_are_not_respawned_for_ever(tmp_path: Path) -
 
 
 PARENT = """
-import signal, sys
+import os, signal
 from lmlab.retry import Retry
 signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run behind "&" it is ignored
 def stuck(x):
-    print("busy", flush=True)
+    os.write(1, b"busy\\n")  # one write: with PYTHONUNBUFFERED two prints could mix
     signal.pause()
 list(Retry(ConnectionError).map(stuck, range(9), workers=2, context="fork"))
 """

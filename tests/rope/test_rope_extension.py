@@ -115,6 +115,7 @@ def test_every_public_name_is_there() -> None:
     [
         (lambda: ReRoPE(0), "ReRoPE: window must be an integer >= 1, got 0"),
         (lambda: ReRoPE(2.5), "ReRoPE: window must be an integer >= 1, got 2.5"),
+        (lambda: ReRoPE(2**53), r"ReRoPE: window must be an integer below 2\^53, got 9007199254740992"),
         (lambda: Window(-1), "Window: window must be an integer >= 1, got -1"),
         (lambda: Window(4, -1), "Window: sinks must be an integer >= 0, got -1"),
         (lambda: LeakyReRoPE(4, 0), "LeakyReRoPE: k must be a number > 0, got 0"),

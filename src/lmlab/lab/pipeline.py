@@ -26,6 +26,7 @@ from lmlab.lab.patience import patience
 from lmlab.lab.processes import spread
 from lmlab.lab.progress import Display, clock
 from lmlab.lab.recipe import Recipe
+from lmlab.lab.relay import Relay, followed
 from lmlab.lab.stages import Done, Stage, clear_temporaries, drop, find, lock, perform, write_json
 from lmlab.lab.steps.job import Job
 from lmlab.model.errors import ConfigError
@@ -43,6 +44,7 @@ STAGES = (
 # What a stage that was killed leaves for the next run, inside its directory.
 SCRATCH = {"train": "checkpoints", "compare": "second", "autophagy": "loops"}
 EVENTS = "tensorboard"
+PROGRESS = ".progress.tmp"  # what processes report while they work
 OPTIONAL = ("compare", "autophagy")  # absent without their table
 Arm = tuple[str, int]  # variant, seed
 
@@ -169,16 +171,16 @@ def _do(tasks: list[_Task], display: Display, jobs: int, retry: Retry) -> Iterat
     if jobs == 1 or len(tasks) < 2:
         yield from (_perform(replace(task, workers=jobs), display) for task in tasks)
         return
-    with display.work(tasks[0].stage.name, len(tasks)) as advance:
-        kills = tasks[0].recipe.retry.kills
+    name, kills, told = tasks[0].stage.name, tasks[0].recipe.retry.kills, tasks[0].run / PROGRESS
+    with display.work(f"{name}, all", len(tasks)) as advance, followed(told, display):
         for n, one in enumerate(spread(_elsewhere, tasks, jobs, retry, kills), 1):
             advance(n)
             yield one
 
 
 def _elsewhere(task: _Task) -> Done:
-    """In a process of its own: nothing is shown, the log is shared."""
-    return _perform(task, Display(quiet=True))
+    """In a process of its own: the log is shared, and the first process shows how far it is."""
+    return _perform(task, Relay(task.run / PROGRESS))
 
 
 def _perform(task: _Task, display: Display) -> Done:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lmlab._linear import Linear
 from lmlab.model.config import DecoderConfig
 from lmlab.model.errors import ConfigError
 from lmlab.model.kernels import LONGEST, available, causal_attention
@@ -34,8 +35,8 @@ class Attention(nn.Module):
         self.eps = config.norm_eps
         self.plan = plan
         self.table = table
-        self.qkv = nn.Linear(config.d_model, (self.heads + 2 * self.kv_heads) * self.width, bias=False)
-        self.out = nn.Linear(self.heads * self.width, config.d_model, bias=False)
+        self.qkv = Linear(config.d_model, (self.heads + 2 * self.kv_heads) * self.width, bias=False)
+        self.out = Linear(self.heads * self.width, config.d_model, bias=False)
         self.q_gain = nn.Parameter(torch.ones(self.width)) if config.attention.qk_norm else None
         self.k_gain = nn.Parameter(torch.ones(self.width)) if config.attention.qk_norm else None
         self.scale = attention_scale_of(config)

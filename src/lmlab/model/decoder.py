@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lmlab._linear import Linear, linear
 from lmlab.model import decode
 from lmlab.model.attention import CONFIGURED, Attention
 from lmlab.model.checkpoint import load_decoder, save_decoder
@@ -50,8 +51,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(width, 2 * inner, bias=False)
-        self.down = nn.Linear(inner, width, bias=False)
+        self.gate_up = Linear(width, 2 * inner, bias=False)
+        self.down = Linear(inner, width, bias=False)
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         down: Tensor = self.down(swiglu(self.gate_up(x)))
@@ -129,7 +130,7 @@ class Decoder(nn.Module):
         """Logits. extension: of `lmlab.rope`, for the attention layers; None: plain; left out: the
         configuration's. Raises ValueError for ids that aren't [b t], IndexError for ids outside [0, v)."""
         h = self._run(self._checked(ids), None, extension).h
-        return nn.functional.linear(h, self.head)
+        return linear(h, self.head)
 
     def hidden(self, ids: Int[Tensor, "b t"], state: DecoderState | None = None) -> Hidden:
         """The last hidden states, for a loss that is fused with the head; a given state is moved in place."""
@@ -154,7 +155,7 @@ class Decoder(nn.Module):
         if decode.possible(self, ids, state):
             return decode.decode(self, ids, state)
         h = self._run(ids, state, CONFIGURED).h
-        return nn.functional.linear(h[:, -1], self.head)
+        return linear(h[:, -1], self.head)
 
     def num_parameters(self, embeddings: bool = True) -> int:
         """How many numbers are trained; without the embedding (and an untied head) if embeddings is False."""

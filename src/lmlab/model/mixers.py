@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lmlab._linear import Linear
 from lmlab.model.attention import Attention, attention_scale_of
 from lmlab.model.config import DecoderConfig
 from lmlab.model.errors import ConfigError
@@ -97,7 +98,7 @@ class RecurrentMixer(nn.Module):
         self.kind = options.cell
         self.method, self.window = options.method, options.window
         self.cell = _cell(options.cell, config.d_model, self.width)
-        self.out = nn.Linear(self.width, config.d_model, bias=False)
+        self.out = Linear(self.width, config.d_model, bias=False)
 
     def forward(
         self, x: Float[Tensor, "b t d"], state: RecurrentState | None = None

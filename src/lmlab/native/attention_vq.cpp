@@ -50,7 +50,7 @@ template <class T>
 struct Merged {
     static constexpr int64_t lanes = Lanes<T>::count;
     int64_t s, padded_s, e, padded_e;
-    std::vector<T> count, log_count, mean;
+    aligned_vector<T> count, log_count, mean;
 
     Merged(const T* counts, const T* means, int64_t s_, int64_t e_)
         : s(s_), padded_s((s_ + lanes - 1) / lanes * lanes), e(e_), padded_e((e_ + lanes - 1) / lanes * lanes),
@@ -89,7 +89,7 @@ LMLAB_INLINE void forward_lane(const Tensors<T>& all, const Shape& n, int64_t la
     const int64_t width = merged.padded_e;
 
     const T* values = all.values + lane * span * n.e;
-    std::vector<T> padded_values;
+    aligned_vector<T> padded_values;
     if (width != n.e) {
         padded_values.assign(static_cast<size_t>(span * width), T(0));
         for (int64_t j = 0; j < span; ++j) std::copy(values + j * n.e, values + (j + 1) * n.e, padded_values.data() + j * width);
@@ -98,8 +98,8 @@ LMLAB_INLINE void forward_lane(const Tensors<T>& all, const Shape& n, int64_t la
 
     const int64_t time = std::max<int64_t>(1, kRows / n.m);
     const int64_t rows = time * n.m, single = (n.r + time + lanes - 1) / lanes * lanes;
-    std::vector<T> scores(static_cast<size_t>(rows * merged.padded_s)), near(static_cast<size_t>(rows * single));
-    std::vector<T> mixed(static_cast<size_t>(rows * width));
+    aligned_vector<T> scores(static_cast<size_t>(rows * merged.padded_s)), near(static_cast<size_t>(rows * single));
+    aligned_vector<T> mixed(static_cast<size_t>(rows * width));
     std::vector<const T*> query(static_cast<size_t>(rows)), score_rows(query), near_rows(query);
     std::vector<T*> mixed_rows(static_cast<size_t>(rows));
 
@@ -221,7 +221,7 @@ LMLAB_INLINE void step_lane(const Step<T>& one, const Shape& n, int64_t lane) {
     const bool seen = !one.mask || one.mask[lane / n.heads];
     const int64_t padded = (n.s + lanes - 1) / lanes * lanes, ring_padded = (n.r + 1 + lanes - 1) / lanes * lanes;
     const int64_t width = padded + ring_padded;
-    std::vector<T> weights(static_cast<size_t>(n.m * width), none);
+    aligned_vector<T> weights(static_cast<size_t>(n.m * width), none);
     int64_t code = seen ? 0 : -1;
     T least = std::numeric_limits<T>::infinity();
     for (int64_t c = 0; c < n.s; c += 4) {

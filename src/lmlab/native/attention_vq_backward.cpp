@@ -32,7 +32,7 @@ public:
 private:
     T* to_;
     int64_t rows_, width_, padded_;
-    std::vector<T> own_;
+    aligned_vector<T> own_;
 };
 
 // The merged keys of one lane while time goes backwards. Dividing a key out of a running mean would lose digits, so
@@ -42,7 +42,7 @@ private:
 template <class T>
 class Undo {
 public:
-    std::vector<T> count;  // padded to whole vectors
+    aligned_vector<T> count;  // padded to whole vectors
     Packed<T> mean;        // a code in each lane
 
     Undo(const T* counts, const T* means, const int64_t* codes, const T* values, const Shape& n)
@@ -77,8 +77,8 @@ private:
     int64_t s_, e_;
     const int64_t* codes_;
     const T* values_;
-    std::vector<T> count_, mean_;
-    std::vector<T> room_;          // from the front: copies of the state at each start; at the end: changes
+    aligned_vector<T> count_, mean_;
+    aligned_vector<T> room_;          // from the front: copies of the state at each start; at the end: changes
     std::vector<int64_t> starts_;  // first keys of the segments that weren't opened yet
     int64_t opened_ = 0;           // first key of the segment whose changes are kept
     T* before_ = nullptr;          // the mean that each of its keys changed, [keys e]
@@ -156,7 +156,7 @@ LMLAB_INLINE void backward_lane(const States<T>& all, const Gradient<T>& g, cons
     Sums<T> dk(g.dk ? g.dk + lane * n.t * n.d : nullptr, n.t, n.d), dv(g.dv + lane * n.t * n.e, n.t, n.e);
     Sums<T> dcodebook(g.dcodebook ? g.dcodebook + lane * n.s * n.d : nullptr, n.s, n.d);
 
-    std::vector<T> padded_book;
+    aligned_vector<T> padded_book;
     const T* book = all.codebook + head * n.s * n.d;
     if (wide_d != n.d) {
         padded_book.assign(static_cast<size_t>(n.s * wide_d), T(0));
@@ -165,11 +165,11 @@ LMLAB_INLINE void backward_lane(const States<T>& all, const Gradient<T>& g, cons
     }
 
     const int64_t time = std::max<int64_t>(1, kRows / n.m), rows = time * n.m;
-    const auto buffer = [&](int64_t width) { return std::vector<T>(static_cast<size_t>(rows * width), T(0)); };
+    const auto buffer = [&](int64_t width) { return aligned_vector<T>(static_cast<size_t>(rows * width), T(0)); };
     auto queries = buffer(wide_d), grads = buffer(wide_e), scores = buffer(wide_s), shares = buffer(wide_s), changes = buffer(wide_s);
     auto weight = buffer(kKeys), change = buffer(kKeys), heard = buffer(kKeys), mixed = buffer(wide_d);
-    std::vector<T> later(static_cast<size_t>(n.s * wide_e), T(0));  // sum of do times the weight of one key of each code
-    const auto pointers = [&](std::vector<T>& of, int64_t width) {
+    aligned_vector<T> later(static_cast<size_t>(n.s * wide_e), T(0));  // sum of do times the weight of one key of each code
+    const auto pointers = [&](aligned_vector<T>& of, int64_t width) {
         std::vector<T*> each(static_cast<size_t>(rows));
         for (int64_t row = 0; row < rows; ++row) each[static_cast<size_t>(row)] = of.data() + row * width;
         return each;

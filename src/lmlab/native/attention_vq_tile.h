@@ -7,6 +7,7 @@
 #include <limits>
 #include <vector>
 
+#include "aligned.h"
 #include "attention_vq.h"
 #include "dispatch.h"
 #include "simd.h"
@@ -22,7 +23,7 @@ template <class T>
 struct Packed {
     static constexpr int64_t lanes = Lanes<T>::count;
     int64_t vectors = 0;
-    std::vector<T> codes, half;
+    aligned_vector<T> codes, half;
 
     void pack(const T* codebook, int64_t s, int64_t d) {
         vectors = (s + lanes - 1) / lanes;

@@ -5,6 +5,7 @@
 #include <limits>
 #include <vector>
 
+#include "aligned.h"
 #include "dispatch.h"
 #include "model_tile.h"
 
@@ -27,10 +28,7 @@ LMLAB_INLINE int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) /
 template <class S>
 class Scratch {
    public:
-    explicit Scratch(int64_t numbers) : room_(static_cast<size_t>(numbers) + 16 * line, S(0)) {
-        const auto past = reinterpret_cast<uintptr_t>(room_.data()) % 64;
-        next_ = room_.data() + (past ? (64 - past) / sizeof(S) : 0);
-    }
+    explicit Scratch(int64_t numbers) : room_(static_cast<size_t>(numbers) + 16 * line, S(0)), next_(room_.data()) {}
     S* take(int64_t numbers) {
         S* const taken = next_;
         next_ += round_up(numbers, line);
@@ -39,7 +37,7 @@ class Scratch {
 
    private:
     static constexpr int64_t line = 64 / sizeof(S);
-    std::vector<S> room_;
+    aligned_vector<S> room_;
     S* next_;
 };
 

@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "aligned.h"
 #include "dispatch.h"
 #include "simd.h"
 
@@ -173,7 +174,7 @@ LMLAB_INLINE void decode_rows(const Decode<S>& x, const DecodeShape& n) {
     const int64_t heads = (n.h + 2 * n.g) * n.e;
     int64_t longest = 0;
     for (int64_t r = 0; r < n.b; ++r) longest = std::max(longest, x.positions[r] + 1);
-    std::vector<S> normed(n.b * n.d), qkv(n.b * heads), mixed(n.b * n.h * n.e), delta(n.b * n.d), gate_up(n.b * 2 * n.f),
+    aligned_vector<S> normed(n.b * n.d), qkv(n.b * heads), mixed(n.b * n.h * n.e), delta(n.b * n.d), gate_up(n.b * 2 * n.f),
         inner(n.b * n.f), weights(longest);
     auto norm = [&](const S* gain, S* y) {
         for (int64_t r = 0; r < n.b; ++r) norm_row(x.x + r * n.d, gain, y + r * n.d, n.d, n.eps);

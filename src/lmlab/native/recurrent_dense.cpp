@@ -195,7 +195,7 @@ void gates(Kind kind, const BackwardStep<double>* s, int64_t count, int64_t n) {
 template <class T>
 struct Weights {
     Packed<T> matrix;
-    std::vector<T> diagonal, bias;
+    aligned_vector<T> diagonal, bias;
     int64_t gates = 0, n = 0, pad = 0;
 
     Weights(const Layout& layout, const T* weight, const T* bias_of, bool transposed)
@@ -209,17 +209,17 @@ struct Weights {
         spread(bias_of, bias);
     }
 
-    void spread(const T* from, std::vector<T>& to) const {
+    void spread(const T* from, aligned_vector<T>& to) const {
         to.assign(static_cast<size_t>(gates * pad), T(0));
         if (from == nullptr) return;
         for (int64_t x = 0; x < gates; ++x) std::copy(from + x * n, from + (x + 1) * n, to.data() + x * pad);
     }
 
     // g = bias + W h
-    void states_to_gates(const T* const* h, T* const* g, int64_t count) const {
+    void states_to_gates(bool turned, const T* const* h, T* const* g, int64_t count) const {
         for (int64_t r = 0; r < count; ++r) std::copy(bias.begin(), bias.end(), g[r]);
         if (diagonal.empty()) {
-            multiply_add(matrix, h, g, count);
+            multiply_add(matrix, turned, h, g, count);
             return;
         }
         for (int64_t r = 0; r < count; ++r)
@@ -228,9 +228,9 @@ struct Weights {
     }
 
     // dh += W^T dg
-    void gates_to_states(const T* const* dg, T* const* dh, int64_t count) const {
+    void gates_to_states(bool turned, const T* const* dg, T* const* dh, int64_t count) const {
         if (diagonal.empty()) {
-            multiply_add(matrix, dg, dh, count);
+            multiply_add(matrix, turned, dg, dh, count);
             return;
         }
         for (int64_t r = 0; r < count; ++r)
@@ -257,7 +257,7 @@ struct Present {
 template <class T>
 void forward_tile(const Layout& layout, const Forward<T>& all, const Weights<T>& weights, int64_t first, int64_t last) {
     const int64_t n = layout.n, pad = weights.pad, width = weights.gates * n;
-    std::vector<T> h(kTile * pad, T(0)), c(kTile * pad, T(0)), g(kTile * weights.gates * pad);
+    aligned_vector<T> h(kTile * pad, T(0)), c(kTile * pad, T(0)), g(kTile * weights.gates * pad);
     for (int64_t b = first; b < last; ++b) {
         std::copy(all.h + b * n, all.h + (b + 1) * n, h.data() + (b - first) * pad);
         if (all.c) std::copy(all.c + b * n, all.c + (b + 1) * n, c.data() + (b - first) * pad);
@@ -282,7 +282,7 @@ void forward_tile(const Layout& layout, const Forward<T>& all, const Weights<T>&
                         all.prev != nullptr};
             if (all.prev) std::copy(state, state + n, all.prev + row * n);
         }
-        weights.states_to_gates(states, sums, here.count);
+        weights.states_to_gates(s % 2 != 0, states, sums, here.count);
         gates(layout.kind, steps, here.count, n);
     }
     for (int64_t b = first; b < last; ++b) {
@@ -294,7 +294,7 @@ void forward_tile(const Layout& layout, const Forward<T>& all, const Weights<T>&
 template <class T>
 void backward_tile(const Layout& layout, const Backward<T>& all, const Weights<T>& weights, int64_t first, int64_t last) {
     const int64_t n = layout.n, pad = weights.pad, width = weights.gates * n;
-    std::vector<T> dh(kTile * pad, T(0)), dc(kTile * pad, T(0)), dg(kTile * weights.gates * pad, T(0));
+    aligned_vector<T> dh(kTile * pad, T(0)), dc(kTile * pad, T(0)), dg(kTile * weights.gates * pad, T(0));
     for (int64_t b = first; b < last; ++b) {
         std::copy(all.dh + b * n, all.dh + (b + 1) * n, dh.data() + (b - first) * pad);
         if (all.dc) std::copy(all.dc + b * n, all.dc + (b + 1) * n, dc.data() + (b - first) * pad);
@@ -321,7 +321,7 @@ void backward_tile(const Layout& layout, const Backward<T>& all, const Weights<T
                         all.dq ? all.dq + row * n : nullptr};
         }
         gates(layout.kind, steps, here.count, n);
-        weights.gates_to_states(sums, states, here.count);
+        weights.gates_to_states(s % 2 != 0, sums, states, here.count);
         if (layout.cut == nullptr) continue;
         for (int64_t r = 0; r < here.count; ++r) {
             if (!layout.cut[here.row[r]]) continue;

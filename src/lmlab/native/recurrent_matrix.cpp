@@ -21,7 +21,7 @@ namespace {
 using namespace lmlab::simd;
 
 constexpr int64_t kLoad = 8;       // products in the time that one of a vector pair from memory takes
-constexpr int kRows = 6;           // rows of x, or columns of a, that one tile holds in registers
+constexpr int kRows = 4;           // rows of x, or columns of a, that one tile holds in registers
 constexpr int64_t kStretch = 128;  // rows of a and b that stay in the first cache
 constexpr int64_t kBlock = 64;     // columns whose sums stay in registers
 constexpr int64_t kShare = 192;    // rows that a thread takes at a time
@@ -29,7 +29,7 @@ constexpr int64_t kShare = 192;    // rows that a thread takes at a time
 // w as panels of V vectors of columns, the last ones narrower and padded with zeros: [k][columns of the panel].
 template <class T>
 struct Panels {
-    std::vector<T> values;
+    aligned_vector<T> values;
     int64_t k, n, vectors;
 
     explicit Panels(const RowsTimes<T>& all)
@@ -90,7 +90,11 @@ template <class T, int V>
 LMLAB_INLINE void panel_rows(const RowsTimes<T>& all, const T* panel, int64_t width, int64_t column, int64_t begin, int64_t end) {
     int64_t row = begin;
     for (; row + kRows <= end; row += kRows) tile<T, kRows, V>(all, panel, width, row, column);
-    for (; row < end; ++row) tile<T, 1, V>(all, panel, width, row, column);
+    switch (end - row) {  // fewer rows at once would wait for each other
+        case 3: return tile<T, 3, V>(all, panel, width, row, column);
+        case 2: return tile<T, 2, V>(all, panel, width, row, column);
+        case 1: return tile<T, 1, V>(all, panel, width, row, column);
+    }
 }
 
 template <class T>

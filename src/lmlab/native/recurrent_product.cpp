@@ -99,12 +99,29 @@ LMLAB_INLINE void sweep(const Packed<T>& matrix, const T* const* in, T* const* o
     if constexpr (V > 1) groups<T, R, 1, C>(matrix, column, in, out);
 }
 
+// All columns in groups of V vectors, which divide them, from the first to the last or from the last to the first.
+template <class T, int R, int V, int C>
+LMLAB_INLINE void sweep_either_way(const Packed<T>& matrix, bool turned, const T* const* in, T* const* out) {
+    constexpr int64_t step = V * Lanes<T>::count;
+    for (int64_t column = 0; column < matrix.width; column += step)
+        group<T, R, V, C>(matrix, turned ? matrix.width - step - column : column, in, out);
+}
+
+// Whether a matrix fills the first cache, of 32 or 48 KB, and most of it would fit.
+template <class T>
+bool beyond_cache(const Packed<T>& matrix) {
+    const size_t bytes = matrix.values.size() * sizeof(T);
+    return bytes >= 30u << 10 && bytes <= 72u << 10;
+}
+
 // Chains by the width of the matrix; vectors a group by the registers: 32 of 64 bytes, or 16 of 32 bytes.
 template <class T, int R>
-LMLAB_INLINE void by_width(const Packed<T>& matrix, bool wide, const T* const* in, T* const* out) {
+LMLAB_INLINE void by_width(const Packed<T>& matrix, bool wide, bool turned, const T* const* in, T* const* out) {
     const int64_t vectors = matrix.width / Lanes<T>::count;
     if (vectors >= 8) {
-        if (R == 1 && wide && vectors % 12 == 0)
+        if (R == 1 && wide && vectors % 6 == 0 && beyond_cache(matrix))
+            sweep_either_way<T, R, (R == 1 ? 6 : 1), 1>(matrix, turned, in, out);
+        else if (R == 1 && wide && vectors % 12 == 0)
             sweep<T, R, (R == 1 ? 12 : 1), 1>(matrix, in, out);
         else if (wide)
             sweep<T, R, (R == 4 ? 4 : 8), 1>(matrix, in, out);
@@ -125,20 +142,20 @@ LMLAB_INLINE void by_width(const Packed<T>& matrix, bool wide, const T* const* i
 }
 
 template <class T>
-LMLAB_INLINE void by_count(const Packed<T>& matrix, bool wide, const T* const* in, T* const* out, int64_t count) {
+LMLAB_INLINE void by_count(const Packed<T>& matrix, bool wide, bool turned, const T* const* in, T* const* out, int64_t count) {
     if (count == 4) {
-        by_width<T, 4>(matrix, wide, in, out);
+        by_width<T, 4>(matrix, wide, turned, in, out);
         return;
     }
-    if (count >= 2) by_width<T, 2>(matrix, wide, in, out);
-    if (count % 2) by_width<T, 1>(matrix, wide, in + (count - 1), out + (count - 1));
+    if (count >= 2) by_width<T, 2>(matrix, wide, turned, in, out);
+    if (count % 2) by_width<T, 1>(matrix, wide, turned, in + (count - 1), out + (count - 1));
 }
 
-LMLAB_MULTIVERSION void multiply_f32(const Packed<float>& matrix, bool wide, const float* const* in, float* const* out, int64_t count) {
-    by_count(matrix, wide, in, out, count);
+LMLAB_MULTIVERSION void multiply_f32(const Packed<float>& matrix, bool wide, bool turned, const float* const* in, float* const* out, int64_t count) {
+    by_count(matrix, wide, turned, in, out, count);
 }
-LMLAB_MULTIVERSION void multiply_f64(const Packed<double>& matrix, bool wide, const double* const* in, double* const* out, int64_t count) {
-    by_count(matrix, wide, in, out, count);
+LMLAB_MULTIVERSION void multiply_f64(const Packed<double>& matrix, bool wide, bool turned, const double* const* in, double* const* out, int64_t count) {
+    by_count(matrix, wide, turned, in, out, count);
 }
 
 }  // namespace
@@ -151,13 +168,13 @@ bool has_wide_registers() {
 #endif
 }
 
-void multiply_add(const Packed<float>& matrix, const float* const* in, float* const* out, int64_t count) {
+void multiply_add(const Packed<float>& matrix, bool turned, const float* const* in, float* const* out, int64_t count) {
     static const bool wide = has_wide_registers();
-    multiply_f32(matrix, wide, in, out, count);
+    multiply_f32(matrix, wide, turned, in, out, count);
 }
-void multiply_add(const Packed<double>& matrix, const double* const* in, double* const* out, int64_t count) {
+void multiply_add(const Packed<double>& matrix, bool turned, const double* const* in, double* const* out, int64_t count) {
     static const bool wide = has_wide_registers();
-    multiply_f64(matrix, wide, in, out, count);
+    multiply_f64(matrix, wide, turned, in, out, count);
 }
 
 }  // namespace lmlab::recurrent

@@ -2,7 +2,8 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
+
+#include "aligned.h"
 
 namespace lmlab::recurrent {
 
@@ -14,7 +15,7 @@ constexpr int kTile = 4;  // state vectors that are multiplied together: the mat
 // out[c] += sum over (block, k) of in[block * block_stride + k] * matrix[block * depth + k][c].
 template <class T>
 struct Packed {
-    std::vector<T> values;
+    aligned_vector<T> values;
     int64_t width = 0, blocks = 1, depth = 0, block_stride = 0;
 
     // Torch's W [gates * n, n] for g = W h: one block, columns of W, each gate padded by itself.
@@ -23,9 +24,11 @@ struct Packed {
     void pack_backward(const T* w, int64_t gates, int64_t n, int64_t lanes);
 };
 
-// For `count` <= kTile vectors. The order of the sums depends on the matrix only, never on `count`.
-void multiply_add(const Packed<float>& matrix, const float* const* in, float* const* out, int64_t count);
-void multiply_add(const Packed<double>& matrix, const double* const* in, double* const* out, int64_t count);
+// For `count` <= kTile vectors. The order of the sums depends on the matrix only, never on `count` or `turned`.
+// turned: columns from the last to the first. A matrix a little too large for the first cache, gone through
+// forth and back, finds there what it went through last.
+void multiply_add(const Packed<float>& matrix, bool turned, const float* const* in, float* const* out, int64_t count);
+void multiply_add(const Packed<double>& matrix, bool turned, const double* const* in, double* const* out, int64_t count);
 
 // Whether the processor has 32 registers of 64 bytes.
 bool has_wide_registers();

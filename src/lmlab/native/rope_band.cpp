@@ -5,6 +5,7 @@
 #include <limits>
 #include <vector>
 
+#include "aligned.h"
 #include "dispatch.h"
 #include "parallel.h"
 #include "simd.h"
@@ -59,7 +60,7 @@ LMLAB_INLINE int64_t packed_size(int64_t count, int64_t d) {
 
 // Rows widened with zeros to whole vectors; the rows themselves where they already are whole.
 template <class T>
-LMLAB_INLINE const T* widened(const T* rows, int64_t count, int64_t d, int64_t width, std::vector<T>& space) {
+LMLAB_INLINE const T* widened(const T* rows, int64_t count, int64_t d, int64_t width, aligned_vector<T>& space) {
     if (d == width) return rows;
     space.assign(static_cast<size_t>(count * width), T(0));
     for (int64_t j = 0; j < count; ++j) std::copy(rows + j * d, rows + (j + 1) * d, space.data() + j * width);
@@ -204,7 +205,7 @@ LMLAB_INLINE void forward_tile(const Tensors<T>& all, const Shape& n, const Band
     const int64_t rows = std::min(kRows, n.t - start);
     const int64_t offset = all.offset[lane / n.h] + start;
     const T slope = all.slopes ? all.slopes[lane % n.h] : T(0);
-    std::vector<T> mixed(static_cast<size_t>(kRows * width), T(0));
+    aligned_vector<T> mixed(static_cast<size_t>(kRows * width), T(0));
     T top[kRows], total[kRows], weights[R * kKeys];
     std::fill(top, top + kRows, none);
     std::fill(total, total + kRows, T(0));
@@ -271,8 +272,8 @@ LMLAB_INLINE void backward_head(const Tensors<T>& all, const Gradients<T>& grads
     const int64_t width = (n.d + lanes - 1) / lanes * lanes;
     const T slope = all.slopes ? all.slopes[lane % n.h] : T(0);
     const T scale = static_cast<T>(n.scale);
-    std::vector<T> queries_space, grads_space, d_queries(static_cast<size_t>(kRows * width));
-    std::vector<T> weights(static_cast<size_t>(kRows * kKeys)), slants(weights);
+    aligned_vector<T> queries_space, grads_space, d_queries(static_cast<size_t>(kRows * width));
+    aligned_vector<T> weights(static_cast<size_t>(kRows * kKeys)), slants(weights);
     T delta[kRows];
 
     for (int64_t start = 0; start < n.t; start += kRows) {
@@ -376,7 +377,7 @@ bool is_wide() { return false; }
 template <class T>
 struct Packed {
     int64_t size;
-    std::vector<T> of[kParts], values;
+    aligned_vector<T> of[kParts], values;
     int source[kParts];
 
     Packed(const Tensors<T>& all, const Shape& n, bool with_values, int threads) : size(packed_size<T>(n.keys, n.d)) {
@@ -389,7 +390,7 @@ struct Packed {
         }
         if (with_values) pack_heads(all.v, values, n, heads, threads);
     }
-    void pack_heads(const T* from, std::vector<T>& to, const Shape& n, int64_t heads, int threads) {
+    void pack_heads(const T* from, aligned_vector<T>& to, const Shape& n, int64_t heads, int threads) {
         to.assign(static_cast<size_t>(heads * size), T(0));
         parallel_for(threads, heads, 1, [&](int64_t begin, int64_t end) {
             for (int64_t x = begin; x < end; ++x) pack(from + x * n.keys * n.d, n.keys, n.d, to.data() + x * size);
@@ -412,7 +413,7 @@ void forward_all(const Tensors<T>& all, const Shape& n, const Band& band, int th
     threads = worth(n, threads);
     const Packed<T> packed(all, n, false, threads);
     const int64_t width = (n.d + Lanes<T>::count - 1) / Lanes<T>::count * Lanes<T>::count, heads = n.b * n.hk;
-    std::vector<T> space;
+    aligned_vector<T> space;
     const T* values = widened(all.v, heads * n.keys, n.d, width, space);
     const int64_t tiles = (n.t + kRows - 1) / kRows, lanes = n.b * n.h;
     const auto tile = n.wide && is_wide() ? static_cast<void (*)(const Tensors<T>&, const Shape&, const Band&, const Keys<T>&, int64_t, int64_t)>(forward_wide)
@@ -440,7 +441,7 @@ void backward_all(const Tensors<T>& all, const Gradients<T>& grads, const Shape&
         for (int64_t head = begin; head < end; ++head) {
             Keys<T> keys{};
             packed.point(keys, head, n.parts);
-            std::vector<T> rows_space[kParts], d_keys[kParts], d_values(static_cast<size_t>(padded * width), T(0));
+            aligned_vector<T> rows_space[kParts], d_keys[kParts], d_values(static_cast<size_t>(padded * width), T(0));
             T* d_keys_at[kParts] = {};
             for (int p = 0; p < n.parts; ++p) {
                 keys.rows[p] = widened(all.k[p] + head * n.keys * n.d, n.keys, n.d, width, rows_space[p]);
@@ -449,7 +450,7 @@ void backward_all(const Tensors<T>& all, const Gradients<T>& grads, const Shape&
             }
             for (int64_t x = 0; x < group; ++x)
                 whole(all, grads, n, band, keys, head / n.hk * n.h + head % n.hk * group + x, d_keys_at, d_values.data());
-            const auto add = [&](const std::vector<T>& from, T* to) {
+            const auto add = [&](const aligned_vector<T>& from, T* to) {
                 for (int64_t j = 0; j < n.keys; ++j)
                     for (int64_t x = 0; x < n.d; ++x) to[j * n.d + x] += from[static_cast<size_t>(j * width + x)];
             };

@@ -37,10 +37,12 @@ def set_fields(method: Method) -> dict[str, Any]:
 
 
 def whole(owner: Method, name: str, least: int) -> None:
-    """Raises ValueError unless the field is an integer ≥ least."""
+    """Raises ValueError unless the field is an integer ≥ least, and below 2⁵³: positions are computed in float64."""
     value = getattr(owner, name)
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{type(owner).__name__}: {name} must be an integer >= {least}, got {value!r}")
+    if value >= 2**53:
+        raise ValueError(f"{type(owner).__name__}: {name} must be an integer below 2^53, got {value!r}")
 
 
 def positive(owner: Method, name: str, *, optional: bool = False) -> None:

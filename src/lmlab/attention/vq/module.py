@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from lmlab._linear import Linear
 from lmlab.attention.options import VQOptions
 from lmlab.attention.scale import InverseSqrt, ScaleRule, check_rule
 from lmlab.attention.vq.codebook import Codebook, CodebookStats
@@ -53,8 +54,8 @@ class VQAttention(nn.Module):
         self.widths = [n_heads * self.head_dim, kv_heads * self.head_dim, kv_heads * self.value_dim]
         if options.gate:
             self.widths.append(n_heads * self.value_dim)
-        self.qkv = nn.Linear(d_model, sum(self.widths), bias=False)
-        self.out = nn.Linear(n_heads * self.value_dim, d_model, bias=False)
+        self.qkv = Linear(d_model, sum(self.widths), bias=False)
+        self.out = Linear(n_heads * self.value_dim, d_model, bias=False)
         self.codebook = Codebook(
             kv_heads, options.codes, self.head_dim, decay=options.decay, revive=options.revive
         )

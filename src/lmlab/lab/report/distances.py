@@ -9,7 +9,7 @@ from typing import Any
 from lmlab.lab.report.chart import FULL, SMALL, Drawing, svg, text_width
 from lmlab.lab.report.figure import Figure, Panel, Table
 from lmlab.lab.report.read import Stage, array, get, objects
-from lmlab.lab.report.text import escape, finite, listing, short, shorten
+from lmlab.lab.report.text import escape, finite, listing, short, shorten, whole
 
 CELLS = 32  # a picture's rows and columns
 LONGEST = 2048  # positions; a longer context is drawn up to here
@@ -18,13 +18,13 @@ UNSEEN = len(SHADES)  # a distance beyond it
 Grid = tuple[tuple[int | None, ...], ...]  # shade of each cell; None: the key isn't seen
 
 
-def settings(stage: Stage) -> tuple[float, float, set[str], list[Any]]:
+def settings(stage: Stage) -> tuple[int, float, set[str], list[Any]]:
     """(trained length, longest context, methods, their tables): all that the pictures depend on."""
     told = stage.result.get("length")
     contexts = [c for c in map(finite, array(get(told, "contexts"))) if c is not None]
     methods = {str(row.get("method")) for row in objects(get(told, "rows"))}
     tables = array(get(stage.settings, "evaluate", "length", "extensions"))
-    return finite(get(told, "train_length")) or 0.0, max(contexts, default=0.0), methods, tables
+    return max(0, whole(get(told, "train_length")) or 0), max(contexts, default=0.0), methods, tables
 
 
 def figure(stage: Stage, suffix: str, of: str) -> Figure | None:
@@ -35,7 +35,7 @@ def figure(stage: Stage, suffix: str, of: str) -> Figure | None:
         return None
     pictures: dict[Grid, list[str]] = {}
     rows = []
-    for name, delta in _deltas(tables, int(trained), length).items():
+    for name, delta in _deltas(tables, trained, length).items():
         if name in methods:
             grid = tuple(tuple(_shade(d, trained) for d in line) for line in delta)
             pictures.setdefault(grid, []).append(name)

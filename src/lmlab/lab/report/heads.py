@@ -10,10 +10,11 @@ from lmlab.lab.report.chart import FULL, Rule, Series, line_chart
 from lmlab.lab.report.figure import Figure, Panel, Section, Table, html_table
 from lmlab.lab.report.read import RunFiles, Stage, get, mapping, mean, objects
 from lmlab.lab.report.scale import Axis
-from lmlab.lab.report.text import amount, escape, finite, listing, number, percent, short
+from lmlab.lab.report.text import amount, escape, finite, listing, number, percent, short, whole
 
 KEYS = (64, 512, 4096, 16384)  # of the four drawings of the theory
 ALPHAS = [k / 5 for k in range(1, 31)]
+WIDEST, MOST_KEYS = 64.0, 10**9  # where the curve of normal logits is computed
 DRAWS = 1 << 18  # normal numbers for a median row
 RULES: tuple[Literal["annealed", "typical", "share"], ...] = ("annealed", "typical", "share")
 HELP = 0.005  # nats a token by which far codes must lower the loss to be called of use
@@ -24,10 +25,10 @@ def findings(run: RunFiles) -> list[str]:
     said = []
     for stage in _first_seeds(run):
         codes = mapping(get(stage.result, "inside", "codes"))
-        whole, local = finite(codes.get("loss")), finite(codes.get("local_loss"))
-        if whole is None or local is None:
+        full, local = finite(codes.get("loss")), finite(codes.get("local_loss"))
+        if full is None or local is None:
             continue
-        gain = local - whole
+        gain = local - full
         use = (
             f"lower its loss by {number(gain, 3)} nats a token"
             if gain > HELP
@@ -144,18 +145,18 @@ def _heads(stages: Sequence[Stage]) -> Figure | None:
     several = len(stages) > 1
     for i, stage in enumerate(stages):
         heads = objects(get(stage.result, "inside", "heads"))
-        keys = finite(get(stage.result, "inside", "keys"))
+        keys = whole(get(stage.result, "inside", "keys"))
         layers: dict[int, list[tuple[float, float | None]]] = {}
         for head in heads:
             alpha, measure = finite(head.get("alpha")), finite(head.get("measure"))
             if alpha is not None:  # a gap after each: heads are points, not a line
-                layers.setdefault(int(head.get("layer", 0)), []).extend([(alpha, measure), (alpha, None)])
-        if not layers or not keys:
+                layers.setdefault(whole(head.get("layer")) or 0, []).extend([(alpha, measure), (alpha, None)])
+        if not layers or keys is None or not 2 <= keys <= MOST_KEYS:
             continue
         from lmlab.attention import gradient_limit, gradient_norm
 
         widest = max([2.0, *(a for points in layers.values() for a, _ in points)])
-        grid = [widest * k / 40 for k in range(41)]
+        grid = [min(widest, WIDEST) * k / 40 for k in range(41)]
         curve = Series("normal logits", [(a, gradient_norm(a, keys)) for a in grid], "grey", marks=False)
         series = [curve, *(Series(f"layer {n + 1}", points, n) for n, points in sorted(layers.items()))]
         name = f"heads-{i + 1}" if several else "heads"
@@ -192,7 +193,7 @@ def _entropy(run: RunFiles, stages: Sequence[Stage]) -> Figure | None:
         layers: dict[int, list[Any]] = {}
         for one in run.of("evaluate", stage.variant):
             for head in objects(get(one.result, "inside", "heads")):
-                layers.setdefault(int(head.get("layer", 0)) + 1, []).append(head.get("entropy"))
+                layers.setdefault((whole(head.get("layer")) or 0) + 1, []).append(head.get("entropy"))
         points = [(float(layer), mean(values)) for layer, values in sorted(layers.items())]
         numbers += [[stage.variant, layer, value] for layer, value in points]
         if points:

@@ -9,7 +9,7 @@ from lmlab.lab.report.chart import FULL, SMALL, Colour, Drawing, Series, line_ch
 from lmlab.lab.report.figure import Figure, Panel, Table
 from lmlab.lab.report.read import Stage, array, mapping, objects
 from lmlab.lab.report.scale import Axis
-from lmlab.lab.report.text import escape, finite, number
+from lmlab.lab.report.text import escape, finite, number, whole
 
 FAINTEST = 0.002  # posterior of an edge that is drawn
 WIDEST = 7.0  # of an edge with posterior 1, in pixels
@@ -35,15 +35,15 @@ class Edge:
 def _edges(stage: Stage) -> list[Edge]:
     told = mapping(stage.result.get("lattice"))
     size = len(str(told.get("text") or "").encode("utf-8", "replace"))
-    best = {tuple(pair) for pair in array(told.get("best")) if isinstance(pair, list) and len(pair) == 2}
+    best = {tuple(map(whole, pair)) for pair in array(told.get("best")) if isinstance(pair, list)}
     found = []
     for row in array(told.get("edges")):
         if not isinstance(row, list) or len(row) != 4:
             continue
-        start, end, probability = finite(row[0]), finite(row[1]), finite(row[3])
+        start, end, probability = whole(row[0]), whole(row[1]), finite(row[3])
         if start is None or end is None or probability is None or not 0 <= start < end <= size:
             continue
-        place = (int(start), int(end))
+        place = (start, end)
         found.append(Edge(*place, str(row[2]), min(1.0, max(0.0, probability)), place in best))
     return found
 

@@ -272,13 +272,13 @@ def _position(told: Mapping[str, Any], suffix: str, of: str, variant: str) -> Fi
         return None
     name = f"loss-by-position{suffix}"
     length = finite(told.get("train_length"))
-    ticks = [length * i for i in range(int(end // length) + 1)] if length else []
+    ticks = [length * i for i in range(int(end // length) + 1)] if length and end / length < 20 else []
     body = line_chart(
         name,
         f"Loss against the position in the text{of}",
         "; ".join(f"{s.name} ends at {number(s.points[-1][1])}" for s in series),
         series,
-        Axis("position, tokens", 0.0, end, at=ticks if 1 < len(ticks) < 20 else None),
+        Axis("position, tokens", 0.0, end, at=ticks if len(ticks) > 1 else None),
         Axis("nats a token"),
         rules=_trained(told),
         width=FULL,

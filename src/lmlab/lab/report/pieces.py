@@ -7,7 +7,7 @@ from lmlab.lab.report.chart import Bar, bar_chart
 from lmlab.lab.report.figure import Figure, Panel, Table, html_table
 from lmlab.lab.report.read import Stage, array, mapping, objects, read_object
 from lmlab.lab.report.scale import Axis
-from lmlab.lab.report.text import amount, escape, finite, number, shorten, visible
+from lmlab.lab.report.text import amount, escape, finite, number, shorten, visible, whole
 
 TINTS = 4
 SHOWN = 12  # pieces of a table
@@ -63,7 +63,7 @@ def figures(stages: Sequence[Stage]) -> list[Figure]:
 def vocabulary(stage: Stage) -> list[Piece]:
     """The pieces in tokenizer.json, special tokens left out; empty where the file can't be read."""
     told = read_object(stage.directory / "tokenizer.json")
-    special = set(mapping(told.get("special_tokens")).values())
+    special = {whole(number) for number in mapping(told.get("special_tokens")).values()}
     found = []
     for i, pair in enumerate(array(told.get("pieces"))):
         score = finite(pair[1]) if isinstance(pair, list) and len(pair) == 2 else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmlab.lab.report.text import finite
+from lmlab.lab.report.text import finite, whole
 
 STAGES = ("corpus", "tokenize", "train", "evaluate", "generate")
 
@@ -117,11 +117,11 @@ def _stages(path: Path) -> Iterator[Stage]:
         if directory is None or not told:
             continue
         # Variants that agree share a directory: the list says whose turn this is, stage.json who made it.
-        seed = finite(entry.get("seed", told.get("seed")))
+        seed = entry.get("seed", told.get("seed"))
         yield Stage(
             stage=str(entry.get("stage") or told.get("stage")),
             variant=str(entry.get("variant") or told.get("variant") or "base"),
-            seed=None if seed is None else int(seed),
+            seed=whole(seed),
             directory=directory,
             result=mapping(told.get("result")),
             settings=mapping(told.get("settings")),

@@ -1,13 +1,14 @@
 """Text and numbers as a reader sees them. Everything that comes from a run passes through here."""
 
 import hashlib
-import math
 import re
+import sys
 import unicodedata
 from html import escape as _html
 from typing import Any
 
 GAP = "\u00a0"  # between a number and its unit: no line ends there
+LARGEST = sys.float_info.max
 LONGEST_NAME = 80  # of a file, before its number and ending
 JOINERS = "\u200c\u200d"  # format characters that scripts and emoji need, and that hide nothing
 
@@ -43,9 +44,15 @@ def slug(text: str) -> str:
 
 def finite(value: Any) -> float | None:
     """`value` if it is a finite number, else None (a run writes null for what it couldn't measure)."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST:
         return value
     return None
+
+
+def whole(value: Any) -> int | None:
+    """`value` as an integer if it is a number below 2^53: nothing that a run counts goes beyond."""
+    known = finite(value)
+    return None if known is None or abs(known) >= 2**53 else int(known)
 
 
 def number(value: Any, digits: int = 2) -> str:

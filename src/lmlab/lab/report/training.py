@@ -8,7 +8,7 @@ from lmlab.lab.report.chart import FULL, Series, line_chart
 from lmlab.lab.report.figure import Figure, Panel, Section, Table
 from lmlab.lab.report.read import RunFiles, Stage, get, objects
 from lmlab.lab.report.scale import Axis
-from lmlab.lab.report.text import escape, finite, listing, number, short, shorten, slug
+from lmlab.lab.report.text import escape, finite, listing, number, short, shorten, slug, whole
 
 DRAWN = 400  # points of a line at most
 MARGIN = 56.0  # one x axis for both charts
@@ -50,14 +50,14 @@ def trainings(run: RunFiles) -> list[Stage]:
     for line in run.log:
         if line.get("stage") != "train" or line.get("event") not in ("step", "resume"):
             continue
-        step, seed = finite(line.get("step")), finite(line.get("seed"))
+        step, seed = whole(line.get("step")), whole(line.get("seed"))
         if step is None:
             continue
-        arm = str(line.get("variant") or "base"), None if seed is None else int(seed)
+        arm = str(line.get("variant") or "base"), seed
         resumed = line.get("event") == "resume"
         # What an earlier attempt made after the place where this one began is not a part of it.
         kept = {n: told for n, told in steps.get(arm, {}).items() if n < step or (resumed and n == step)}
-        steps[arm] = kept if resumed else kept | {int(step): line}
+        steps[arm] = kept if resumed else kept | {step: line}
     return done + [
         Stage("train", variant, seed, run.path, {"history": list(told.values())}, {}, None, False)
         for (variant, seed), told in steps.items()
