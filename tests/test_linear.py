@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from lmlab import _linear
 
@@ -72,6 +73,14 @@ def test_autocast_and_other_types_are_torchs() -> None:
     assert layer.double()(x.double()).dtype == torch.float64
     with pytest.raises(RuntimeError, match="dtype"):
         layer(x)
+
+
+@pytest.mark.usefixtures("there")
+def test_tensors_of_another_class_are_torchs() -> None:
+    with FakeTensorMode():
+        layer = _linear.Linear(6, 10)
+        y = layer(torch.randn(4, 6))
+    assert isinstance(y, FakeTensor) and y.shape == (4, 10)
 
 
 @pytest.mark.usefixtures("there")

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+_PLAIN = (Tensor, nn.Parameter)
 # Multiplications below which the start of an operator of oneDNN costs more than it gains.
 _WORTH = 2**21
 
@@ -29,9 +30,11 @@ class Linear(nn.Linear):
 def linear(
     x: Float[Tensor, "... d"], weight: Float[Tensor, "n d"], bias: Float[Tensor, " n"] | None = None
 ) -> Float[Tensor, "... n"]:
-    """x · weightᵀ + bias, as F.linear: under autocast, in other types, on other devices and traced it is that."""
-    same = x.dtype == weight.dtype and not torch.is_autocast_enabled("cpu")
-    if not same or torch.compiler.is_compiling() or not by_onednn(x, weight):
+    """x · weightᵀ + bias, as F.linear: under autocast, in other types, on other devices and traced it is that,
+    and for tensors of another class (sharded, quantised, fake)."""
+    plain = type(x) in _PLAIN and type(weight) in _PLAIN and x.dtype == weight.dtype
+    traced = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
+    if not plain or traced or not by_onednn(x, weight):
         return nn.functional.linear(x, weight, bias)
     y: Tensor = _Linear.apply(x, weight, bias)
     return y
