@@ -2,13 +2,12 @@
 
 import hashlib
 import re
-import sys
 import unicodedata
 from html import escape as _html
 from typing import Any
 
 GAP = "\u00a0"  # between a number and its unit: no line ends there
-LARGEST = sys.float_info.max
+LARGEST = 1e300  # of a number that a run can have measured: sums and differences of such ones stay finite
 LONGEST_NAME = 80  # of a file, before its number and ending
 JOINERS = "\u200c\u200d"  # format characters that scripts and emoji need, and that hide nothing
 
@@ -43,7 +42,7 @@ def slug(text: str) -> str:
 
 
 def finite(value: Any) -> float | None:
-    """`value` if it is a finite number, else None (a run writes null for what it couldn't measure)."""
+    """`value` if it is a number up to LARGEST, else None (a run writes null for what it couldn't measure)."""
     if isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST:
         return value
     return None

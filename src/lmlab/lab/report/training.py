@@ -199,7 +199,7 @@ def _label(stage: Stage, run: RunFiles) -> str:
 
 
 def _vocabularies(run: RunFiles) -> str:
-    sizes = {get(s.result, "vocab_size") for s in run.of("tokenize")}
+    sizes = {whole(get(s.result, "vocab_size")) for s in run.of("tokenize")}
     if len(sizes) < 2:
         return ""
     return (
