@@ -1,8 +1,8 @@
 """float32 products with a weight on the CPU, and the linear layer made of them.
 
 torch multiplies float32 on a CPU by MKL, which on AMD's processors leaves AVX-512 aside. oneDNN, which torch
-carries too and its own compiler calls by the operator below, does not: less than half the time there, measured,
-and about the same on Intel's. Its results differ from MKL's as two orders of summation do.
+carries too and its own compiler calls by the operator below, does not: less than half the time there, measured
+(on Intel's nothing was). Its results differ from MKL's as two orders of summation do.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -11,6 +10,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from lmlab.lab.journal import Journal
 from lmlab.lab.progress import Advance, Display
 
 _EVERY = 0.5  # seconds between two reports of one piece of work, and between two looks at the file
@@ -21,7 +21,7 @@ class Relay(Display):
 
     def __init__(self, path: Path) -> None:
         super().__init__(quiet=True)
-        self.path = path
+        self.reports = Journal(path)
 
     @contextmanager
     def work(self, name: str, total: int | None = None) -> Iterator[Advance]:
@@ -39,11 +39,7 @@ class Relay(Display):
 
     def _tell(self, **fields: Any) -> None:
         with suppress(OSError):
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)  # made by the reader, gone with it
-            try:
-                os.write(descriptor, (json.dumps(fields) + "\n").encode())
-            finally:
-                os.close(descriptor)
+            self.reports.write(None, "progress", **fields)
 
 
 @contextmanager
@@ -69,7 +65,8 @@ def _follow(path: Path, display: Display, over: threading.Event) -> None:
             last = over.wait(_EVERY)
             *lines, rest = (rest + file.read()).split(b"\n")
             for line in lines:
-                _show(json.loads(line), display, shown)
+                with suppress(ValueError):  # cut short by a full disk
+                    _show(json.loads(line), display, shown)
 
 
 def _show(

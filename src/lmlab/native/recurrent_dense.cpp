@@ -1,7 +1,6 @@
 #include "recurrent_dense.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "dispatch.h"
 #include "parallel.h"

@@ -1,7 +1,6 @@
 #include "recurrent_matrix.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "dispatch.h"
 #include "parallel.h"
@@ -21,7 +20,7 @@ namespace {
 using namespace lmlab::simd;
 
 constexpr int64_t kLoad = 8;       // products in the time that one of a vector pair from memory takes
-constexpr int kRows = 4;           // rows of x, or columns of a, that one tile holds in registers
+constexpr int kRows = 4;           // rows of x, or columns of a, of one tile: of more, GCC keeps some sums on the stack
 constexpr int64_t kStretch = 128;  // rows of a and b that stay in the first cache
 constexpr int64_t kBlock = 64;     // columns whose sums stay in registers
 constexpr int64_t kShare = 192;    // rows that a thread takes at a time
